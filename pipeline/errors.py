@@ -1,0 +1,49 @@
+"""The errors that people see, and the exit codes they end in.  Nothing here imports the rest of the package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+EXIT_KNOWN_ERROR = 1
+EXIT_USAGE = 2
+EXIT_UNEXPECTED = 3
+EXIT_INTERRUPTED = 130
+
+
+class KnownError(Exception):
+    """A mistake or a fault that one clear message explains: where, the rule, the value, the remedy."""
+
+
+class SettingError(KnownError, ValueError):
+    """An argument of a public function breaks its rule."""
+
+
+class ObjectiveError(KnownError):
+    """The objective's file, model or data cannot be used."""
+
+
+class StudyFileError(KnownError):
+    """The study file breaks one or more rules; every one of them is in the message."""
+
+
+class StorageError(KnownError):
+    """The storage cannot be opened, read or written."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest known name, else a list of all.
+
+    Args:
+        name: what was written.
+        known: the names that would have been accepted.
+
+    >>> did_you_mean("adm", ["sgd", "adam"])
+    "; did you mean 'adam'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known are {', '.join(names)}"

@@ -1,0 +1,310 @@
+"""The objective: a plain Python file with `build_model` and `load_data`, found, loaded and checked.
+
+Loading an objective runs the user's code; everything it raises becomes one message that says
+where.  Nothing here trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ObjectiveError, did_you_mean
+from pipeline.training.data import Data, leaves, make_data
+from pipeline.training.splits import class_labels
+from pipeline.training.tensorflow_import import import_tensorflow
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A model and its data, ready to be searched.
+
+    Attributes:
+        where: the file or module, as the study file names it.
+        build_model: returns a compiled model.
+        train: samples that the search splits.
+        test: samples that only `lrtune fit` sees, or None.
+        labels: class index per training sample where the targets are class labels, else None.
+        model_digest: short hash of the model's architecture, loss and metrics.
+    """
+
+    where: str
+    build_model: Callable[[], Any]
+    train: Data
+    test: Data | None
+    labels: NDArray[np.int64] | None
+    model_digest: str
+
+
+def find_objective(name: str, study_folder: Path) -> Path | None:
+    """Return the objective's file, or None when `name` is a module.
+
+    Args:
+        name: a path relative to the study file's folder, else to the working directory; or a module.
+        study_folder: the study file's folder.
+
+    Raises:
+        ObjectiveError: when there is no such file.
+    """
+    if name.endswith(".py") or "/" in name or "\\" in name:
+        tried = [study_folder / name, Path.cwd() / name]
+        for path in tried:
+            if path.is_file():
+                return path.resolve()
+        beside = [p.name for folder in {t.parent for t in tried} if folder.is_dir() for p in folder.glob("*.py")]
+        hint = did_you_mean(Path(name).name, beside) if beside else ""
+        places = " nor ".join(dict.fromkeys(str(path.parent) for path in tried))
+        raise ObjectiveError(f"objective: '{name}' does not exist, neither in {places}{hint}")
+    return None
+
+
+def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2, seed: int = 0) -> Objective:
+    """Import an objective, load its data, build its model once, and check them against each other.
+
+    Args:
+        name: path or module, as in the study file.
+        study_folder: the study file's folder.
+        test_fraction: share held out as the test set when `load_data` returns only (x, y).
+        seed: seed of that hold-out.
+
+    Returns:
+        The objective.
+
+    Raises:
+        ObjectiveError: for everything that is wrong with it, in one message.
+    """
+    path = find_objective(name, study_folder)
+    tf, keras = import_tensorflow()
+    module = _import(name, path)
+    functions = {}
+    for wanted, returns in (
+        ("build_model", "a compiled Keras model"),
+        ("load_data", "(x_train, y_train), (x_test, y_test)"),
+    ):
+        function = getattr(module, wanted, None)
+        if not callable(function):
+            defined = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+            near = did_you_mean(wanted, defined) if defined else ""
+            raise ObjectiveError(f"{name}: must define {wanted}() that returns {returns}{near or '.'}")
+        functions[wanted] = function
+    keras.utils.set_random_seed(seed)
+    raw = _call(name, path, "load_data", functions["load_data"])
+    train, test = _split_data(name, raw, tf, keras, test_fraction, seed)
+
+    def build_model() -> Any:
+        model = _call(name, path, "build_model", functions["build_model"])
+        _check_model(name, model, keras)
+        return model
+
+    model = build_model()
+    _check_targets(name, model, train)
+    labels = class_labels(train.y) if _classifies(model) else None
+    return Objective(name, build_model, train, test, labels, _model_digest(model, path))
+
+
+def _import(name: str, path: Path | None) -> ModuleType:
+    """Import the objective; its own folder comes first on the import path, as when it is run."""
+    try:
+        if path is None:
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(name)
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
+        module_name = f"lrtune_objective_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        if path is None and error.name and (name == error.name or name.startswith(error.name + ".")):
+            raise ObjectiveError(
+                f"objective: '{name}' is neither a .py file nor a module that can be imported ({error})."
+            ) from error
+        raise ObjectiveError(
+            f"{name}: cannot be imported: {error}{_line(error, path)}. Install what it needs into this environment."
+        ) from error
+    except SyntaxError as error:
+        raise ObjectiveError(f"{name}: cannot be imported: {error.msg} (line {error.lineno}).") from error
+    except (Exception, SystemExit) as error:
+        raise ObjectiveError(f"{name}: cannot be imported: {_describe(error)}{_line(error, path)}.") from error
+
+
+def _call(name: str, path: Path | None, function_name: str, function: Callable[[], Any]) -> Any:
+    """Call a function of the user's; what it raises says where."""
+    required = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+    if required:
+        raise ObjectiveError(
+            f"{name}: {function_name}() must work without arguments, got required {', '.join(required)}. "
+            "Give them defaults."
+        )
+    try:
+        return function()
+    except (Exception, SystemExit) as error:
+        raise ObjectiveError(f"{name}: {function_name}() raised {_describe(error)}{_line(error, path)}.") from error
+
+
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}".rstrip(": .")
+
+
+def _line(error: BaseException, path: Path | None) -> str:
+    """Return " (line n)" of the last frame inside the objective's own file."""
+    if path is None:
+        return ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
+    return f" (line {frames[-1].lineno})" if frames else ""
+
+
+def _split_data(name: str, raw: Any, tf: Any, keras: Any, test_fraction: float, seed: int) -> tuple[Data, Data | None]:
+    """Tell the forms that `load_data` may return apart."""
+    where, float_type = f"{name}: load_data()", keras.config.floatx()
+    forms = "(x_train, y_train), (x_test, y_test) or (x, y)"
+    if isinstance(raw, tf.data.Dataset) or (
+        isinstance(raw, tuple | list) and any(isinstance(part, tf.data.Dataset) for part in raw)
+    ):
+        raise ObjectiveError(
+            f"{where} must return arrays, got a tf.data.Dataset. Return {forms}; a dataset that fits into memory "
+            "becomes arrays with np.concatenate over its batches."
+        )
+    if not isinstance(raw, tuple | list) or not 2 <= len(raw) <= 3:
+        got = f"{len(raw)} values" if isinstance(raw, tuple | list) else type(raw).__name__
+        raise ObjectiveError(f"{where} must return {forms}, got {got}.")
+    if len(raw) == 2 and _is_part(raw[0]) and _is_part(raw[1]) and not _is_inputs_and_targets(raw):
+        train = make_data(f"{where}: train", *raw[0], float_type=float_type)
+        test = make_data(f"{where}: test", *raw[1], float_type=float_type)
+        return train, test
+    everything = make_data(where, *raw, float_type=float_type)
+    count = round(test_fraction * everything.samples)
+    if count == 0 or count == everything.samples:
+        raise ObjectiveError(
+            f"{where}: test_fraction {test_fraction:g} of {everything.samples} samples leaves an empty part. Add data."
+        )
+    order = np.random.default_rng(seed).permutation(everything.samples)
+    return everything.take(np.sort(order[count:])), everything.take(np.sort(order[:count]))
+
+
+def _is_part(value: Any) -> bool:
+    """Return whether a value looks like (x, y) or (x, y, sample_weight)."""
+    return isinstance(value, tuple | list) and 2 <= len(value) <= 3
+
+
+def _is_inputs_and_targets(raw: Any) -> bool:
+    """Return whether ((a, b), (c, d)) holds inputs and targets rather than training and test samples.
+
+    Training and test parts have the same shapes per sample and, nearly always, different lengths.
+    """
+    try:
+        first, second = ([leaf for _, leaf in leaves(tuple(part))] for part in raw)
+        lengths = {len(leaf) for leaf in (*first, *second)}
+        same_form = len(first) == len(second) and all(
+            np.shape(a)[1:] == np.shape(b)[1:] for a, b in zip(first, second, strict=True)
+        )
+    except (TypeError, ValueError):
+        return False
+    return len(lengths) == 1 and not same_form
+
+
+def _check_model(name: str, model: Any, keras: Any) -> None:
+    where = f"{name}: build_model()"
+    if not isinstance(model, keras.Model):
+        raise ObjectiveError(f"{where} must return a keras.Model, got {type(model).__name__}.")
+    if not model.compiled:
+        raise ObjectiveError(
+            f"{where} must return a compiled model. Call model.compile(loss=..., metrics=[...]) before returning it; "
+            "its optimizer is replaced by the search."
+        )
+
+
+def _losses(model: Any) -> list[str]:
+    """Return the names of the model's losses, in lower case without underscores."""
+    loss = getattr(model, "loss", None)
+    found = list(loss.values()) if isinstance(loss, dict) else list(loss) if isinstance(loss, tuple | list) else [loss]
+    names = [item if isinstance(item, str) else getattr(item, "name", getattr(item, "__name__", "")) for item in found]
+    return [str(item or "").replace("_", "").lower() for item in names]
+
+
+def _classifies(model: Any) -> bool:
+    return any("crossentropy" in loss or "hinge" in loss or "focal" in loss for loss in _losses(model))
+
+
+def _check_targets(name: str, model: Any, data: Data) -> None:
+    """Refuse labels that the model has no output for, which Keras turns into NaN or nonsense."""
+    losses, where = _losses(model), f"{name}: load_data(): y"
+    if len(losses) != 1 or not isinstance(data.y, np.ndarray):
+        return
+    try:
+        outputs = model.output_shape
+    except (AttributeError, ValueError):
+        return
+    width = outputs[-1] if isinstance(outputs, tuple) and outputs and isinstance(outputs[-1], int) else None
+    if losses[0] == "sparsecategoricalcrossentropy":
+        if data.y.dtype.kind not in "iubf":
+            raise ObjectiveError(f"{where} must hold class numbers from 0, got {data.y.dtype} values. Encode the labels.")
+        low, high = data.y.min(), data.y.max()
+        if low < 0 or (width is not None and high >= width):
+            raise ObjectiveError(
+                f"{where} must hold labels from 0 to {'outputs - 1' if width is None else width - 1}, the model's outputs, "
+                f"got {low:g} to {high:g}. Number the classes from 0, or widen the last layer."
+            )
+    elif losses[0] == "categoricalcrossentropy" and width is not None:
+        if data.y.ndim < 2 or data.y.shape[-1] != width:
+            shape = "×".join(map(str, data.y.shape[1:])) or "single numbers"
+            raise ObjectiveError(
+                f"{where} must hold one-hot rows as wide as the model's {width} outputs, got {shape}. "
+                "Use keras.utils.to_categorical, or the loss 'sparse_categorical_crossentropy'."
+            )
+    elif losses[0] == "binarycrossentropy" and data.y.dtype.kind in "iubf" and (data.y.min() < 0 or data.y.max() > 1):
+        raise ObjectiveError(
+            f"{where} must lie in [0, 1] for the loss 'binary_crossentropy', got {data.y.min():g} to {data.y.max():g}."
+        )
+
+
+def _model_digest(model: Any, path: Path | None) -> str:
+    """Return a hash of architecture, loss and metrics; of the source where Keras cannot describe them."""
+    try:
+        # Keras numbers layers anew in every process, but not in every build.
+        description = f"{[type(layer).__name__ for layer in model._flatten_layers()]}{model.to_json()}"
+        compiled = {k: v for k, v in (model.get_compile_config() or {}).items() if k in ("loss", "metrics", "loss_weights")}
+        description += repr(compiled)
+    except Exception:  # models of the user's own class need no get_config; their source stands for them
+        description = path.read_text(encoding="utf-8") if path is not None else repr(_losses(model))
+    return hashlib.blake2b(description.encode(), digest_size=8).hexdigest()
+
+
+def check_sizes(objective: Objective, *, folds: int, batch_size: int, train_samples: int) -> None:
+    """Refuse a dataset that is too small for the study.
+
+    Args:
+        objective: the objective.
+        folds: folds of the validation, 1 for a hold-out.
+        batch_size: samples per step.
+        train_samples: training samples of the smallest fold.
+
+    Raises:
+        ObjectiveError: with the numbers and the remedy.
+    """
+    if train_samples < batch_size:
+        raise ObjectiveError(
+            f"{objective.where}: each fold must train on at least one batch, got {train_samples} training samples "
+            f"per fold and batch_size {batch_size}. Lower batch_size, or add data."
+        )

@@ -1,0 +1,104 @@
+"""What a person sees while a command works: a line per stage and a bar, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+PLAIN_EVERY_SECONDS = 10.0
+"""Where output is no terminal, a line of progress is printed at most this often."""
+
+
+def duration(seconds: float) -> str:
+    """Return a time span for people.
+
+    >>> duration(75), duration(8000)
+    ('1m 15s', '2h 13m')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+@dataclass
+class Bar:
+    """A running count of work, shown as a bar on a terminal and as occasional lines elsewhere."""
+
+    name: str
+    total: int
+    done: int
+    rich: Progress | None
+    task: TaskID | None
+    console: Console
+    started: float
+    started_at: int
+    printed: float
+
+    def update(self, done: int, note: str) -> None:
+        """Show the work done and a note; time left is estimated from this run's own pace."""
+        self.done = done
+        now = time.monotonic()
+        here = done - self.started_at
+        left = (now - self.started) / here * (self.total - done) if here > 0 else None
+        time_left = f"{duration(left)} left" if left is not None and done < self.total else ""
+        if self.rich is not None and self.task is not None:
+            self.rich.update(self.task, completed=done, note=note, left=time_left)
+        elif now - self.printed >= PLAIN_EVERY_SECONDS or done == self.total:
+            self.printed = now
+            parts = [f"{self.name} {done}/{self.total}", note, time_left]
+            self.console.print(" · ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True)
+
+
+class Reporter:
+    """Prints the stages of a command.
+
+    Args:
+        quiet: print nothing.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self.started = time.monotonic()
+
+    def stage(self, name: str, text: str) -> None:
+        """Print one line: the stage's name and what came of it."""
+        label = f"{name:<12}"
+        if self.console.is_terminal:
+            self.console.print(f"[bold cyan]{label}[/]", end="")
+            self.console.print(text, markup=False, soft_wrap=True)
+        else:
+            self.console.print(f"{label}{text}", markup=False, soft_wrap=True)
+
+    @contextmanager
+    def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show the progress of countable work.
+
+        Args:
+            name: what is counted, in one word.
+            total: how much there is in all.
+            done: how much of it was done before.
+        """
+        now = time.monotonic()
+        if not self.console.is_terminal or self.console.quiet:
+            yield Bar(name, total, done, None, None, self.console, now, done, now)
+            return
+        columns = (
+            TextColumn(f"[bold cyan]{name:<12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(name, total=total, completed=done, note="", left="")
+            yield Bar(name, total, done, progress, task, self.console, now, done, now)

@@ -1,0 +1,1 @@
+"""Find the configuration: range test, search space, trials, pruning, study, confirmation."""

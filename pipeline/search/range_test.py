@@ -1,0 +1,192 @@
+"""The learning rate range test (Smith 2015, 2018): a short run in which the rate rises at every step.
+
+The curve analysis is a pure function from (rates, losses) to bounds with a named status; it never
+fails on a curve, however short or odd.  Running the ramp on an engine is the thin part below it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.training.divergence import RANGE_TEST_RULE
+from pipeline.training.optimizers import OPTIMIZERS
+from pipeline.training.overfitting import noise_level, smooth
+
+if TYPE_CHECKING:
+    from pipeline.training.engine import Engine, Split
+
+OK = "ok"
+NO_SIGNAL = "no_signal"
+NEVER_ROSE = "never_rose"
+DIVERGED_AT_START = "diverged_at_start"
+TOO_SHORT = "too_short"
+
+MEANINGS = {
+    OK: "the loss fell and rose again",
+    NO_SIGNAL: "the loss did not fall by three times its noise",
+    NEVER_ROSE: "the loss was still falling at the highest rate",
+    DIVERGED_AT_START: "the loss blew up before it fell",
+    TOO_SHORT: "too few steps to judge",
+}
+
+MINIMUM_STEPS = 8
+"""Shorter curves are `too_short`."""
+
+INITIAL_STEPS = 5
+"""The initial loss is the mean over this many first steps, at rates too small to learn."""
+
+CLIP = 3.0
+"""Losses are clipped at this multiple of the initial loss before smoothing, so that one explosion
+does not bend the curve around it."""
+
+BELOW_MINIMUM = 30.0
+"""The lower bound is the rate at the smoothed minimum over this; Smith's 4 held the best rate in 30% of cases."""
+
+ABOVE_MINIMUM = 5.0
+"""The upper bound is the rate at the smoothed minimum times this ..."""
+
+ABOVE_RISE = 1.5
+"""... or this times the rate at which the smoothed loss is above its start again, whichever is lower."""
+
+FALLBACK = (1 / 30.0, 10.0)
+"""Bounds around the optimizer's default rate, as multiples of it, where the curve gives none."""
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What the range test of one optimizer found.
+
+    Attributes:
+        optimizer: name of the optimizer.
+        rates: learning rate of each step, shape (steps,).
+        losses: batch loss of each step, shape (steps,); the last may be infinite or NaN.
+        smoothed: clipped and smoothed loss, shape (steps,).
+        low, suggested, high: the learning rates that bound the search, and the first to try.
+        status: a key of `MEANINGS`.
+        extended: whether a second ramp was needed.
+    """
+
+    optimizer: str
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    smoothed: NDArray[np.float64]
+    low: float
+    suggested: float
+    high: float
+    status: str
+    extended: bool = False
+
+    @property
+    def note(self) -> str:
+        """Say what the status means for the bounds."""
+        meaning = MEANINGS[self.status]
+        if self.status == OK:
+            return meaning
+        return f"{meaning}; bounds around the default rate instead"
+
+
+def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTest:
+    """Turn a ramp's losses into bounds, a suggestion and a status.
+
+    With a = rate at the smoothed minimum and d = first rate after it where the smoothed loss is
+    above the initial loss: low = a / 30, high = min(5 a, 1.5 d), suggested = a / 3.  Where the
+    curve does not support that, the bounds are [default / 30, 10 default].
+
+    Args:
+        optimizer: a name in `OPTIMIZERS`.
+        rates: learning rate of each step, rising, shape (steps,).
+        losses: batch loss of each step; may end in infinity or NaN.
+
+    Returns:
+        The result; a curve of any length or shape has one.
+    """
+    rate, loss = np.asarray(rates, dtype=float), np.asarray(losses, dtype=float)
+    spec = OPTIMIZERS[optimizer]
+    default = spec.default_learning_rate
+    steps = min(len(rate), len(loss))
+    rate, loss = rate[:steps], loss[:steps]
+    finite = np.isfinite(loss)
+    usable = int(np.argmin(finite)) if not finite.all() else steps
+
+    def result(status: str, smoothed: NDArray[np.float64], a: float = 0.0, d: float = np.inf) -> RangeTest:
+        if status == OK:
+            low, suggested, high = a / BELOW_MINIMUM, a / spec.suggestion_divisor, min(ABOVE_MINIMUM * a, ABOVE_RISE * d)
+        else:
+            low, suggested, high = default * FALLBACK[0], default, default * FALLBACK[1]
+        return RangeTest(optimizer, rate, loss, smoothed, float(low), float(suggested), float(high), status)
+
+    if usable == 0:
+        return result(DIVERGED_AT_START if steps else TOO_SHORT, np.full(steps, np.nan))
+    initial = float(loss[: min(INITIAL_STEPS, usable)].mean())
+    limit = initial + (CLIP - 1.0) * abs(initial)
+    clipped = np.where(np.isfinite(loss), np.minimum(loss, limit), limit)
+    smoothed = smooth(clipped, max(5, steps // 10))
+    if steps < MINIMUM_STEPS:
+        return result(DIVERGED_AT_START if usable < steps else TOO_SHORT, smoothed)
+    lowest = int(np.argmin(smoothed[:usable]))
+    drop = initial - smoothed[lowest]
+    # The noise of a smoothed value: independent batch noise shrinks with the window's square root.
+    noise = noise_level(clipped[: max(usable, 3)]) / np.sqrt(max(5, steps // 10))
+    fell = drop > max(3.0 * noise, 1e-9 * abs(initial))
+    rose = usable < steps or bool((smoothed[lowest:] > initial).any()) or loss[-1] > initial
+    if not fell:
+        ended_high = usable < steps or smoothed[-1] > initial + 0.5 * abs(initial)
+        return result(DIVERGED_AT_START if ended_high and usable < max(MINIMUM_STEPS, steps // 3) else NO_SIGNAL, smoothed)
+    if not rose and lowest >= steps - max(3, steps // 20):
+        return result(NEVER_ROSE, smoothed)
+    above = np.flatnonzero(smoothed[lowest:] > initial)
+    d = float(rate[lowest + above[0]]) if len(above) else (float(rate[usable]) if usable < steps else np.inf)
+    return result(OK, smoothed, float(rate[lowest]), d)
+
+
+def ramp(low: float, high: float, steps: int) -> NDArray[np.float64]:
+    """Return rates that rise by a constant factor per step.
+
+    Args:
+        low, high: first and last learning rate, both above 0.
+        steps: number of steps.
+
+    >>> ramp(0.01, 1.0, 3)
+    array([0.01, 0.1 , 1.  ])
+    """
+    return np.geomspace(low, high, max(steps, 1))
+
+
+def run_range_test(
+    engine: Engine, optimizer: str, split: Split, *, low: float = 1e-6, high: float = 10.0, steps: int = 60
+) -> RangeTest:
+    """Run the ramp, and once more with a longer or finer one if the first gave no bounds.
+
+    Nothing needs restoring afterwards: every run of the engine starts by resetting weights,
+    optimizer slots and random states.
+
+    Args:
+        engine: the engine.
+        optimizer: a name in `OPTIMIZERS`.
+        split: the samples to train on.
+        low, high: first and last learning rate.
+        steps: mini-batches of the ramp.
+
+    Returns:
+        The result of the ramp that was judged last.
+    """
+
+    def once(first: float, last: float, count: int) -> RangeTest:
+        rates = ramp(first, last, count)
+        outcome = engine.start(optimizer, split).steps(rates, RANGE_TEST_RULE)
+        return analyse_ramp(optimizer, rates[: len(outcome.losses)], outcome.losses)
+
+    found = once(low, high, steps)
+    if found.status == OK:
+        return found
+    if found.status == NEVER_ROSE:
+        again = once(low, high * 1000.0, round(steps * 1.5))
+    elif found.status == DIVERGED_AT_START:
+        again = once(low / 1e4, high, steps * 2)
+    else:
+        again = once(low, high, steps * 3)
+    return RangeTest(**{**again.__dict__, "extended": True})

@@ -1,0 +1,111 @@
+"""The samplers of a study file, made of Optuna's."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, TPESampler
+
+from pipeline.errors import KnownError
+
+if TYPE_CHECKING:
+    from pipeline.search.space import Space
+
+STARTUP_TRIALS = 10
+"""Trials before TPE begins to model; the baseline and the range tests' suggestions count."""
+
+
+class JointTPESampler(TPESampler):
+    """TPE over optimizer, decay and learning-rate position together, from the first trial on.
+
+    Optuna infers the joint space from what all past trials have in common; a baseline outside
+    the space would shrink it to nothing.  The space of a study is known, so it is given here.
+
+    Args:
+        joint: the parameters to model together.
+        seed: seed of the sampler.
+    """
+
+    def __init__(self, joint: dict[str, BaseDistribution], seed: int) -> None:
+        super().__init__(
+            seed=seed,
+            n_startup_trials=STARTUP_TRIALS,
+            multivariate=True,
+            constant_liar=False,
+            warn_independent_sampling=False,
+        )
+        self._joint = {name: distribution for name, distribution in joint.items() if not distribution.single()}
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        """Return the given space."""
+        return dict(self._joint)
+
+
+class EndlessGridSampler(optuna.samplers.GridSampler):
+    """A grid that leaves the end of the study to the study: Optuna's stops it when the grid is used up."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Do nothing."""
+
+
+def joint_space(space: Space) -> dict[str, BaseDistribution]:
+    """Return the parameters that every trial of the space has."""
+    joint: dict[str, BaseDistribution] = {
+        "optimizer": CategoricalDistribution(space.optimizers),
+        "decay": CategoricalDistribution(space.decays),
+    }
+    if space.learning_rates:
+        joint["learning_rate"] = CategoricalDistribution(space.learning_rates)
+    else:
+        joint["lr_position"] = FloatDistribution(0.0, 1.0)
+    return joint
+
+
+def make_sampler(name: str, seed: int, space: Space) -> BaseSampler:
+    """Return a sampler.
+
+    Args:
+        name: a name in `SAMPLERS` of the study file.
+        seed: its seed.
+        space: what it samples.
+
+    Raises:
+        KnownError: when the sampler's own package is missing.
+    """
+    packages = {"cma-es": "cmaes", "gp": "torch"}
+    if name in packages and importlib.util.find_spec(packages[name]) is None:
+        raise KnownError(f"sampler.name: '{name}' needs the package {packages[name]}: pip install {packages[name]}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if name == "tpe":
+            return JointTPESampler(joint_space(space), seed)
+        if name == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        if name == "qmc":
+            return optuna.samplers.QMCSampler(seed=0, warn_independent_sampling=False, warn_asynchronous_seeding=False)
+        if name == "cma-es":
+            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        if name == "gp":
+            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        return EndlessGridSampler(_grid(space), seed=0)
+
+
+def _grid(space: Space) -> dict[str, list[Any]]:
+    """Return the values of each parameter on a grid: nine positions, four final fractions."""
+    import numpy as np
+
+    grid: dict[str, list[Any]] = {"optimizer": list(space.optimizers), "decay": list(space.decays)}
+    if space.learning_rates:
+        grid["learning_rate"] = list(space.learning_rates)
+    else:
+        grid["lr_position"] = np.linspace(0.0, 1.0, 9).tolist()
+    if set(space.decays) - {"constant"}:
+        if space.final_fraction is None:
+            grid["final_fraction"] = list(space.final_fractions)
+        else:
+            grid["final_fraction"] = np.geomspace(*space.final_fraction, 4).tolist()
+    return grid

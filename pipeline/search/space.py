@@ -1,0 +1,149 @@
+"""The search space: one learning-rate coordinate for all optimizers, and decay schemes over it.
+
+`lr_position` in [0, 1] maps to each optimizer's own log-scale bounds.  One name with one range
+keeps the learning rate inside the sampler's joint space and survives a range test run again; the
+true rate is a user attribute of the trial.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.training.optimizers import BASELINE_OPTIMIZER, OPTIMIZERS
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one trial trains with.
+
+    Attributes:
+        optimizer: a name in `OPTIMIZERS`.
+        learning_rate: rate at the first step.
+        decay: a name in `DECAYS`.
+        final_fraction: rate at the last step over rate at the first.
+    """
+
+    optimizer: str
+    learning_rate: float
+    decay: str
+    final_fraction: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        end = "" if self.decay == "constant" else f" to {self.final_fraction:.3g}×"
+        return f"{self.optimizer} {self.learning_rate:.3g} {self.decay}{end}"
+
+
+BASELINE = Configuration(BASELINE_OPTIMIZER, OPTIMIZERS[BASELINE_OPTIMIZER].default_learning_rate, "constant")
+"""The Keras default, trial 0 of every study."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a study samples from.
+
+    Attributes:
+        optimizers: names to choose from.
+        decays: names to choose from.
+        bounds: lowest and highest learning rate of each optimizer; empty for a sweep.
+        final_fraction: lowest and highest final fraction, or None where `final_fractions` holds choices.
+        final_fractions: final fractions to choose from.
+        learning_rates: learning rates of a sweep; empty where `bounds` are searched.
+    """
+
+    optimizers: tuple[str, ...]
+    decays: tuple[str, ...]
+    bounds: Mapping[str, tuple[float, float]]
+    final_fraction: tuple[float, float] | None
+    final_fractions: tuple[float, ...] = ()
+    learning_rates: tuple[float, ...] = ()
+
+    def rate_at(self, optimizer: str, position: float) -> float:
+        """Return the learning rate at a position of an optimizer's bounds.
+
+        >>> Space(("sgd",), ("constant",), {"sgd": (0.01, 1.0)}, (0.001, 1.0)).rate_at("sgd", 0.5)
+        0.1
+        """
+        low, high = self.bounds[optimizer]
+        return float(round(low * (high / low) ** position, 15))
+
+    def position_of(self, optimizer: str, learning_rate: float) -> float:
+        """Return the position of a learning rate, outside [0, 1] where the rate is outside the bounds."""
+        low, high = self.bounds[optimizer]
+        return math.log(learning_rate / low) / math.log(high / low) if high > low else 0.0
+
+    def suggest(self, trial: optuna.trial.Trial) -> Configuration:
+        """Draw a configuration for a trial; the baseline keeps its own true rate."""
+        if trial.user_attrs.get("baseline"):
+            return self._suggest_baseline(trial)
+        optimizer = trial.suggest_categorical("optimizer", self.optimizers)
+        decay = trial.suggest_categorical("decay", self.decays)
+        if self.learning_rates:
+            rate = trial.suggest_categorical("learning_rate", self.learning_rates)
+        else:
+            rate = self.rate_at(optimizer, trial.suggest_float("lr_position", 0.0, 1.0))
+        return Configuration(optimizer, rate, decay, self._final_fraction(trial, decay))
+
+    def _final_fraction(self, trial: optuna.trial.Trial, decay: str) -> float:
+        if decay == "constant":
+            return 1.0
+        if self.final_fraction is None:
+            return float(trial.suggest_categorical("final_fraction", self.final_fractions))
+        low, high = self.final_fraction
+        return float(trial.suggest_float("final_fraction", low, high, log=True))
+
+    def _suggest_baseline(self, trial: optuna.trial.Trial) -> Configuration:
+        """Name the baseline's parameters in the dashboard, as far as the space has them."""
+        if BASELINE.optimizer in self.optimizers and BASELINE.decay in self.decays:
+            trial.suggest_categorical("optimizer", self.optimizers)
+            trial.suggest_categorical("decay", self.decays)
+            if not self.learning_rates:
+                trial.suggest_float("lr_position", 0.0, 1.0)
+            elif BASELINE.learning_rate in self.learning_rates:
+                trial.suggest_categorical("learning_rate", self.learning_rates)
+        return BASELINE
+
+    def baseline_parameters(self) -> dict[str, Any]:
+        """Return the parameters that enqueue the baseline; its position may lie outside [0, 1].
+
+        A position outside is kept as it is: the sampler then sees the baseline's value beyond the
+        edge where it was measured, not on it.
+        """
+        if BASELINE.optimizer not in self.optimizers or BASELINE.decay not in self.decays:
+            return {}
+        parameters: dict[str, Any] = {"optimizer": BASELINE.optimizer, "decay": BASELINE.decay}
+        if not self.learning_rates:
+            parameters["lr_position"] = self.position_of(BASELINE.optimizer, BASELINE.learning_rate)
+        elif BASELINE.learning_rate in self.learning_rates:
+            parameters["learning_rate"] = BASELINE.learning_rate
+        return parameters
+
+    def suggestion_parameters(self, optimizer: str, learning_rate: float) -> dict[str, Any]:
+        """Return the parameters that enqueue a range test's suggestion.
+
+        It runs with a decay that ends low where the space has one: the rate at which the loss
+        still falls fast is too high to settle at.
+        """
+        decay = next((name for name in ("cosine", "linear", "exponential") if name in self.decays), self.decays[0])
+        parameters: dict[str, Any] = {
+            "optimizer": optimizer,
+            "decay": decay,
+            "lr_position": min(max(self.position_of(optimizer, learning_rate), 0.0), 1.0),
+        }
+        if decay != "constant":
+            if self.final_fraction is None:
+                parameters["final_fraction"] = min(self.final_fractions)
+            else:
+                low, high = self.final_fraction
+                parameters["final_fraction"] = min(max(0.01, low), high)
+        return parameters

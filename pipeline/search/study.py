@@ -1,0 +1,653 @@
+"""A whole study: range tests, trials, confirmation, all kept in the storage so that it resumes.
+
+Every step writes what it found before the next begins.  Running a study again reads what is
+there and adds only what is missing: trials that a dead process left running go back into the
+queue with their parameters, under their own number.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline import __version__
+from pipeline.errors import KnownError, ObjectiveError, StorageError
+from pipeline.objective import Objective, check_sizes, load_objective
+from pipeline.progress import Reporter, duration
+from pipeline.search.confirm import judge
+from pipeline.search.pruning import FoldPruner, PastTrial
+from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
+from pipeline.search.samplers import make_sampler
+from pipeline.search.space import BASELINE, Configuration, Space
+from pipeline.search.trial import Monitor, Outcome, run_trial, split_seed
+from pipeline.storage import LAYOUT, LiveMark, open_storage, sqlite_path, storage_errors, without_password
+from pipeline.study_file import Study
+from pipeline.training.engine import Engine, Split
+from pipeline.training.splits import make_splits
+
+MAXIMUM_RETRIES = 3
+"""A trial whose process died this often is given up as failed."""
+
+REPORTS_PER_TRIAL = 10
+"""Intermediate values written per trial at most: each costs a commit."""
+
+SIGNIFICANT_DIGITS = 6
+"""Digits kept of the curves in the storage."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study file with its objective loaded and its engine built."""
+
+    study: Study
+    objective: Objective
+    engine: Engine
+    splits: tuple[Split, ...]
+    monitor: Monitor
+
+
+def prepare(study: Study, reporter: Reporter) -> Prepared:
+    """Load the objective and check it against the study file; write nothing.
+
+    Args:
+        study: the study.
+        reporter: told what was loaded.
+
+    Raises:
+        KnownError: for everything that would keep the study from running.
+    """
+    config = study.config
+    objective = load_objective(
+        config.objective, study.path.resolve().parent, test_fraction=config.test_fraction, seed=config.seed
+    )
+    splits = splits_of(study, objective, repeat=0)
+    check_sizes(
+        objective,
+        folds=config.validation.fold_count,
+        batch_size=config.batch_size,
+        train_samples=min(len(split.train) for split in splits),
+    )
+    try:
+        engine = Engine(objective.build_model, objective.train, batch_size=config.batch_size, seed=config.seed)
+    except KnownError as error:
+        raise ObjectiveError(f"{objective.where}: {error}") from error
+    except Exception as error:  # whatever Keras raises when model and data do not fit
+        raise ObjectiveError(f"{objective.where}: the model cannot be built on the data: {_short(error)}") from error
+    monitor = find_monitor(study, engine)
+    reporter.stage("data", objective.train.describe())
+    return Prepared(study, objective, engine, splits, monitor)
+
+
+def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[Split, ...]:
+    """Return the folds of the study (repeat 0) or of a repeat of its confirmation."""
+    config = study.config
+    labels = objective.labels if config.validation.stratify else None
+    pairs = make_splits(
+        objective.train.samples,
+        labels,
+        folds=config.validation.fold_count,
+        fraction=config.validation.fraction,
+        seed=split_seed(config.seed, repeat, 2**16),
+    )
+    return tuple(
+        Split(train, validation, split_seed(config.seed, repeat, fold))
+        for fold, (train, validation) in enumerate(pairs)
+    )
+
+
+def find_monitor(study: Study, engine: Engine) -> Monitor:
+    """Return what to optimize, with the direction Keras would infer.
+
+    Raises:
+        KnownError: when the model has no such metric, or its direction is unknown.
+    """
+    config = study.config
+    if config.monitor not in engine.monitors:
+        raise KnownError(
+            f"{study.path}: monitor: '{config.monitor}' is not measured by the model; it has "
+            f"{', '.join(engine.monitors)}. Compile the model with that metric, or choose one of these."
+        )
+    if config.mode != "auto":
+        return Monitor(config.monitor, config.mode)
+    name = config.monitor.removeprefix("val_")
+    metrics = [m for metric in engine.model.metrics for m in (metric, *getattr(metric, "metrics", ()))]
+    direction = next((m._direction for m in metrics if m.name == name and getattr(m, "_direction", None)), None)
+    if direction is not None:
+        return Monitor(config.monitor, {"up": "max", "down": "min"}[direction])
+    if any(part in name for part in ("acc", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou")):
+        return Monitor(config.monitor, "max")
+    if any(part in name for part in ("loss", "error", "mse", "mae", "entropy", "divergence")):
+        return Monitor(config.monitor, "min")
+    raise KnownError(f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'.")
+
+
+def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
+    """Run the range test of every optimizer.
+
+    Raises:
+        KnownError: when every optimizer diverges from the first step.
+    """
+    settings = prepared.study.config.range_test
+    found: dict[str, RangeTest] = {}
+    with reporter.bar("range test", len(prepared.study.config.search.optimizers)) as bar:
+        for optimizer in prepared.study.config.search.optimizers:
+            try:
+                found[optimizer] = run_range_test(
+                    prepared.engine,
+                    optimizer,
+                    prepared.splits[0],
+                    low=settings.low,
+                    high=settings.high,
+                    steps=settings.steps,
+                )
+            except KnownError:
+                raise
+            except Exception as error:  # the first step of training: whatever the model's code raises
+                raise ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}") from error
+            bar.update(len(found), optimizer)
+    if all(test.status == DIVERGED_AT_START for test in found.values()):
+        raise ObjectiveError(
+            f"{prepared.objective.where}: every optimizer diverges from the first step, even at a learning rate of "
+            f"{settings.low / 1e4:g}. Scale the inputs and targets to about unit size, and check the loss."
+        )
+    return found
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}"
+
+
+class StudyRunner:
+    """Runs or resumes a study in its storage.
+
+    Args:
+        prepared: the study with its engine.
+        reporter: told what happens.
+    """
+
+    def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
+        self.prepared = prepared
+        self.reporter = reporter
+        self.study = prepared.study
+        self.config = prepared.study.config
+        self.url = self.study.storage_url
+
+    def run(self, *, fresh: bool = False) -> None:
+        """Bring the study to the number of trials its file asks for, and confirm the best.
+
+        Args:
+            fresh: throw away the trials of an earlier run first.
+
+        Raises:
+            KnownError: when it cannot be resumed, with the differences and the way out.
+        """
+        existing = self._find()
+        if existing is not None and fresh:
+            with LiveMark(self._mark_path()) as mark:
+                if not mark.alone:
+                    raise KnownError(f"{self.study.path}: another process works on this study. End it before --fresh.")
+                optuna.delete_study(study_name=self.study.name, storage=existing._storage)
+            existing = None
+        tests: dict[str, RangeTest] = {}
+        if existing is None or "definition" not in existing.user_attrs:
+            if self._searches_rates():
+                tests = range_tests(self.prepared, self.reporter)
+            decision = self._choose_engine()
+            study = self._create(tests, decision)
+        else:
+            self._check_same(existing)
+            study = existing
+            self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
+            self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
+        with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
+            if mark.alone:
+                self._requeue_orphans(study)
+            mark.share()
+            self._search(study)
+            self._confirm(study)
+
+    # -- opening ----------------------------------------------------------------------------
+
+    def _mark_path(self) -> Path:
+        path = sqlite_path(self.url)
+        folder, stem = (path.parent, path.name) if path is not None else (self.study.path.resolve().parent, "remote")
+        return folder / f".{stem}-{self.study.name}.lock"
+
+    def _find(self) -> optuna.Study | None:
+        """Return the study of that name, or None; makes no database."""
+        path = sqlite_path(self.url)
+        if path is not None and "mode=" not in self.url and not path.exists():
+            return None
+        storage = open_storage(self.url, create=True)
+        with storage_errors(self.url):
+            if self.study.name not in optuna.get_all_study_names(storage):
+                return None
+            return optuna.load_study(study_name=self.study.name, storage=storage)
+
+    def _searches_rates(self) -> bool:
+        return self.config.search.learning_rate is None
+
+    def _choose_engine(self) -> str:
+        """Turn XLA on or off for the study, by its key or by measurement."""
+        engine, config = self.prepared.engine, self.config
+        if config.engine.xla != "auto":
+            engine.xla = bool(config.engine.xla)
+            return f"{'XLA' if engine.xla else 'plain graph'} (set in the study file)"
+        folds = config.validation.fold_count
+        # A median rule ends about half of the folds early.
+        ahead = round(0.6 * config.trials * folds * config.epochs)
+        if config.confirm.finalists:
+            ahead += (config.confirm.finalists + 1) * config.confirm.repeats * folds * config.epochs
+        optimizers = config.search.optimizers
+        decision = engine.calibrate(optimizers[-1], self.prepared.splits[0], epochs=ahead, programs=len(optimizers))
+        self.reporter.stage("engine", decision)
+        return decision
+
+    def _create(self, tests: dict[str, RangeTest], decision: str) -> optuna.Study:
+        storage = open_storage(self.url, create=True)
+        config, prepared = self.config, self.prepared
+        with storage_errors(self.url):
+            study = optuna.create_study(
+                study_name=self.study.name,
+                storage=storage,
+                direction="minimize" if prepared.monitor.mode == "min" else "maximize",
+                load_if_exists=True,
+            )
+            if study.trials and "definition" not in study.user_attrs:
+                raise StorageError(
+                    f"{self.study.path}: the storage {without_password(self.url)} already holds a study named "
+                    f"'{self.study.name}' that lrtune did not make. Rename the study file, or change storage.url."
+                )
+            study.set_user_attr("layout", LAYOUT)
+            study.set_user_attr("about", self._about())
+            study.set_user_attr("range_test", {name: _range_test_record(test) for name, test in tests.items()})
+            study.set_user_attr("engine", decision)
+            study.set_user_attr("xla", prepared.engine.xla)
+            study.set_user_attr("metric", prepared.monitor.name)
+            study.set_metric_names([prepared.monitor.name])
+            # Last: its presence says that the study was set up whole.
+            study.set_user_attr("definition", self._definition())
+        if tests:
+            for test in tests.values():
+                self.reporter.stage(
+                    "range test",
+                    f"{test.optimizer:<9} {test.low:8.2g} … {test.high:<8.2g} try {test.suggested:<8.2g} {test.note}",
+                )
+        del config
+        return study
+
+    def _definition(self) -> dict[str, Any]:
+        objective = self.prepared.objective
+        facts = {"data": objective.train.fingerprint(), "model": objective.model_digest}
+        return {**self.study.definition(), **facts}
+
+    def _about(self) -> dict[str, Any]:
+        """Return what the report says of how it was done."""
+        import keras
+        import tensorflow
+
+        prepared, config = self.prepared, self.config
+        return {
+            "lrtune": __version__,
+            "objective": config.objective,
+            "study_file": str(self.study.path),
+            "data": prepared.objective.train.describe(),
+            "samples": prepared.objective.train.samples,
+            "fold_sizes": [[len(split.train), len(split.validation)] for split in prepared.splits],
+            "batch_size": config.batch_size,
+            "epochs": config.epochs,
+            "monitor": prepared.monitor.name,
+            "mode": prepared.monitor.mode,
+            "seed": config.seed,
+            "pruner": config.pruning.pruner,
+            "sampler": config.sampler.name,
+            "parameters": int(prepared.engine.model.count_params()),
+            "versions": {
+                "python": platform.python_version(),
+                "tensorflow": tensorflow.__version__,
+                "keras": keras.__version__,
+                "optuna": optuna.__version__,
+                "numpy": np.__version__,
+            },
+        }
+
+    def _check_same(self, study: optuna.Study) -> None:
+        """Refuse to mix trials whose values mean different things."""
+        layout = study.user_attrs.get("layout")
+        if layout != LAYOUT:
+            raise StorageError(
+                f"{self.study.path}: the study in storage has layout {layout}, this lrtune reads layout {LAYOUT}. "
+                "Use the lrtune version that made it, or start anew with --fresh."
+            )
+        before, now = study.user_attrs["definition"], self._definition()
+        names = {"data": "the data's hash", "model": "the model's hash"}
+        changes = [
+            f"  {names.get(key, key)}: was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changes:
+            raise KnownError(
+                f"{self.study.path}: the study in storage was begun under another definition, and its "
+                f"{len(study.trials)} trials would not compare with new ones:\n"
+                + "\n".join(changes)
+                + "\nUndo these changes to resume; or copy the study file under a new name, which is a new study; "
+                "or throw the old trials away with --fresh."
+            )
+        versions = study.user_attrs["about"]["versions"]
+        other = {k: v for k, v in self._about()["versions"].items() if versions.get(k) != v}
+        if other:
+            listed = ", ".join(f"{name} {versions.get(name)} -> {version}" for name, version in other.items())
+            self.reporter.stage("versions", f"changed since the study began ({listed}); values may differ slightly")
+
+    def _requeue_orphans(self, study: optuna.Study) -> None:
+        """Put trials that a dead process left running back into the queue, under their own number."""
+        storage = study._storage
+        orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        for trial in orphans:
+            retries = int(trial.user_attrs.get("retries", 0)) + 1
+            if retries > MAXIMUM_RETRIES:
+                storage.set_trial_user_attr(trial._trial_id, "error", f"its process died {MAXIMUM_RETRIES} times")
+                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                continue
+            storage.set_trial_user_attr(trial._trial_id, "retries", retries)
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        if orphans:
+            numbers = ", ".join(str(trial.number) for trial in orphans)
+            self.reporter.stage("resume", f"trial {numbers} was cut off and runs again")
+
+    # -- searching --------------------------------------------------------------------------
+
+    def _space(self, study: optuna.Study) -> Space:
+        return space_of(self.study, study.user_attrs["range_test"])
+
+    def _enqueue(self, study: optuna.Study, space: Space) -> None:
+        """Queue the Keras default and the range tests' suggestions, once, even over a crash in between."""
+        if study.user_attrs.get("enqueued"):
+            return
+        plan: list[tuple[dict[str, Any], dict[str, Any]]] = [(space.baseline_parameters(), {"baseline": True})]
+        for name, test in study.user_attrs["range_test"].items():
+            plan.append((space.suggestion_parameters(name, test["suggested"]), {"source": "range test"}))
+        for rate in space.learning_rates:
+            plan += [
+                ({"optimizer": optimizer, "decay": decay, "learning_rate": rate}, {"source": "sweep"})
+                for optimizer in space.optimizers
+                for decay in space.decays
+            ]
+        there = len(study.get_trials(deepcopy=False))
+        for parameters, attributes in plan[there : self.config.trials]:
+            study.enqueue_trial(parameters, user_attrs=attributes)
+        study.set_user_attr("enqueued", True)
+
+    def _finished(self, study: optuna.Study) -> int:
+        return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+    def _search(self, study: optuna.Study) -> None:
+        space = self._space(study)
+        self._enqueue(study, space)
+        pruner = FoldPruner.named(self.config.pruning.pruner, self.config.pruning.percentile, self.config.epochs)
+        recorded: set[int] = set()
+        started = time.monotonic()
+        spent_before = _seconds_of_trials(study)
+        with self.reporter.bar("trials", self.config.trials, self._finished(study)) as bar:
+            while True:
+                trials = study.get_trials(deepcopy=False)
+                for past in trials:
+                    if past.number not in recorded and past.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                        pruner.record(past_trial(past, self.prepared.monitor))
+                        recorded.add(past.number)
+                finished = sum(trial.state.is_finished() for trial in trials)
+                bar.update(finished, self._note(study, trials))
+                waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+                if not waiting and len(trials) >= self.config.trials:
+                    break
+                if self.config.timeout is not None:
+                    spent = spent_before + time.monotonic() - started
+                    if spent + self._confirm_seconds(trials) >= self.config.timeout and finished > 0:
+                        self.reporter.stage("timeout", f"{duration(self.config.timeout)} are used up after {finished} trials")
+                        break
+                number = waiting[0] if waiting else len(trials)
+                # A sampler of its own per trial: a resumed study draws what an uninterrupted one draws.
+                study.sampler = make_sampler(self.config.sampler.name, self.config.seed + number, space)
+                self._run_one(study, space, pruner)
+        trials = study.get_trials(deepcopy=False)
+        states = {state: sum(t.state == state for t in trials) for state in TrialState}
+        diverged = sum(bool(t.user_attrs.get("diverged_at")) for t in trials)
+        self.reporter.stage(
+            "trials",
+            f"{self._finished(study)} done: {states[TrialState.COMPLETE]} ran through, "
+            f"{states[TrialState.PRUNED] - diverged} pruned, {diverged} diverged"
+            + (f", {states[TrialState.FAIL]} failed" if states[TrialState.FAIL] else ""),
+        )
+
+    def _note(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> str:
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+        if not complete:
+            return ""
+        best = min(complete, key=lambda t: float(self.prepared.monitor.cost(t.value)))
+        return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}"
+
+    def _run_one(self, study: optuna.Study, space: Space, pruner: FoldPruner) -> None:
+        """Ask, train, tell.  An interruption puts the trial back into the queue."""
+        config = self.config
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the baseline's position may lie outside its range
+            trial = study.ask()
+            configuration = space.suggest(trial)
+        baseline = bool(trial.user_attrs.get("baseline"))
+        trial.set_user_attr("learning_rate", configuration.learning_rate)
+        reports = report_epochs(config.epochs, config.validation.fold_count)
+
+        def on_epoch(fold: int, epoch: int, value: float) -> None:
+            if fold == 0 and epoch in reports:
+                _report(trial, value, epoch)
+
+        def on_fold(fold: int, score: float) -> None:
+            if fold > 0 and config.validation.fold_count <= 2 * REPORTS_PER_TRIAL:
+                _report(trial, score, (fold + 1) * config.epochs - 1)
+
+        try:
+            outcome = run_trial(
+                self.prepared.engine,
+                configuration,
+                self.prepared.splits,
+                epochs=config.epochs,
+                monitor=self.prepared.monitor,
+                pruner=None if baseline else pruner,
+                on_epoch=on_epoch,
+                on_fold=on_fold,
+            )
+        except BaseException as error:
+            storage = study._storage
+            if isinstance(error, Exception):
+                storage.set_trial_user_attr(trial._trial_id, "error", _short(error))
+                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                self._stop_after_failures(study)
+                return
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            raise
+        self._tell(study, trial, outcome)
+
+    def _stop_after_failures(self, study: optuna.Study) -> None:
+        """End the study when nothing but failures came of its first trials, or of many in a row."""
+        trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+        last = trials[-5:]
+        if len(last) == 5 and all(t.state == TrialState.FAIL for t in last):
+            causes = [str(t.user_attrs.get("error")) for t in last]
+            commonest = max(set(causes), key=causes.count)
+            raise KnownError(f"{self.prepared.objective.where}: five trials in a row failed, most of them with: {commonest}")
+
+    def _tell(self, study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
+        if outcome.diverged_at is not None:
+            at = outcome.diverged_at
+            _report(trial, float("nan"), (at["fold"] - 1) * self.config.epochs + at["epoch"] - 1)
+        trial.set_user_attr("diverged_at", outcome.diverged_at)
+        for name, value in outcome.diagnosis().items():
+            trial.set_user_attr(name, value)
+        trial.set_user_attr("curves", _rounded(outcome.curves))
+        if outcome.pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, outcome.value)
+
+    # -- confirming -------------------------------------------------------------------------
+
+    def _confirm_seconds(self, trials: Sequence[FrozenTrial]) -> float:
+        """Estimate what the confirmation will take, from the trials so far."""
+        config = self.config
+        done = [t for t in trials if t.state == TrialState.COMPLETE and t.duration is not None]
+        if not done or not config.confirm.finalists:
+            return 0.0
+        seconds = float(np.median([t.duration.total_seconds() for t in done if t.duration is not None]))
+        return seconds * (config.confirm.finalists + 1) * config.confirm.repeats
+
+    def _confirm(self, study: optuna.Study) -> None:
+        """Run the finalists and the default on fresh seeds; keep every repeat as soon as it is done."""
+        config, monitor = self.config, self.prepared.monitor
+        trials = study.get_trials(deepcopy=False)
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        if not complete:
+            raise KnownError(
+                f"{self.study.path}: no trial ran through: all of {len(trials)} diverged or failed. Look at "
+                "'lrtune report'; scale the data, or lower search.learning_rate."
+            )
+        if not config.confirm.finalists:
+            return
+        ranked = sorted(complete, key=lambda t: (float(monitor.cost(t.value)), t.number))
+        finalists = [t for t in ranked if not t.user_attrs.get("baseline")][: config.confirm.finalists]
+        baseline = [t for t in complete if t.user_attrs.get("baseline")]
+        candidates = baseline + finalists
+        record = dict(study.user_attrs.get("confirm") or {})
+        values: dict[str, list[list[float] | None]] = {k: list(v) for k, v in record.get("values", {}).items()}
+        todo = sum(max(0, config.confirm.repeats - len(values.get(str(t.number), []))) for t in candidates)
+        with self.reporter.bar("confirm", todo) as bar:
+            done = 0
+            for repeat in range(config.confirm.repeats):
+                splits = splits_of(self.study, self.prepared.objective, repeat=repeat + 1)
+                for trial in candidates:
+                    runs = values.setdefault(str(trial.number), [])
+                    if len(runs) > repeat:
+                        continue
+                    runs.append(self._confirm_once(trial, splits))
+                    done += 1
+                    bar.update(done, configuration_of(trial).describe())
+                    self._keep(study, values, candidates)
+        self._keep(study, values, candidates)
+
+    def _confirm_once(self, trial: FrozenTrial, splits: Sequence[Split]) -> list[float] | None:
+        """Return the monitored value per fold at the trial's own best epoch, or None where it diverged."""
+        best_epoch = best_epoch_of(trial.user_attrs["curves"], self.prepared.monitor)
+        outcome = run_trial(
+            self.prepared.engine,
+            configuration_of(trial),
+            splits,
+            epochs=self.config.epochs,
+            monitor=self.prepared.monitor,
+            run_epochs=best_epoch,
+        )
+        if outcome.diverged_at is not None:
+            return None
+        return [curve[best_epoch - 1] for curve in outcome.curves[self.prepared.monitor.name]]
+
+    def _keep(self, study: optuna.Study, values: dict[str, Any], candidates: Sequence[FrozenTrial]) -> None:
+        study.set_user_attr(
+            "confirm",
+            {"values": values, "candidates": [t.number for t in candidates], "repeats": self.config.confirm.repeats},
+        )
+
+
+def report_epochs(epochs: int, folds: int) -> set[int]:
+    """Return the epochs of the first fold, counted from 0, whose values are written while a trial runs."""
+    count = max(1, REPORTS_PER_TRIAL - (folds - 1) if folds <= REPORTS_PER_TRIAL // 2 else REPORTS_PER_TRIAL // 2)
+    return {round(e) - 1 for e in np.linspace(1, epochs, min(count, epochs))} | {epochs - 1}
+
+
+def _report(trial: optuna.Trial, value: float, step: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a trial that runs again reports the same values again
+        trial.report(value, step)
+
+
+def _seconds_of_trials(study: optuna.Study) -> float:
+    return sum(
+        t.duration.total_seconds() for t in study.get_trials(deepcopy=False) if t.duration is not None
+    )
+
+
+def configuration_of(trial: FrozenTrial) -> Configuration:
+    """Return the configuration that a stored trial trained with."""
+    if trial.user_attrs.get("baseline"):
+        return BASELINE
+    return Configuration(
+        optimizer=trial.params["optimizer"],
+        learning_rate=float(trial.user_attrs["learning_rate"]),
+        decay=trial.params["decay"],
+        final_fraction=float(trial.params.get("final_fraction", 1.0)),
+    )
+
+
+def past_trial(trial: FrozenTrial, monitor: Monitor) -> PastTrial:
+    """Return what pruning needs of a stored trial."""
+    curves = trial.user_attrs.get("curves", {}).get(monitor.name, [])
+    return PastTrial(configuration_of(trial).decay, tuple(monitor.cost(curve) for curve in curves))
+
+
+def best_epoch_of(curves: dict[str, list[list[float]]], monitor: Monitor) -> int:
+    """Return the best epoch, counted from 1, of the mean over folds."""
+    return int(np.argmin(np.mean([monitor.cost(curve) for curve in curves[monitor.name]], axis=0))) + 1
+
+
+def space_of(study: Study, tests: dict[str, Any]) -> Space:
+    """Return the search space of a study, with the bounds that its range tests found."""
+    search = study.config.search
+    choice, fraction = search.learning_rate, search.final_fraction
+    if choice is None:
+        bounds = {name: (float(tests[name]["low"]), float(tests[name]["high"])) for name in search.optimizers}
+    elif choice.low is not None and choice.high is not None:
+        bounds = {name: (choice.low, choice.high) for name in search.optimizers}
+    else:
+        bounds = {}
+    return Space(
+        optimizers=search.optimizers,
+        decays=search.decays,
+        bounds=bounds,
+        final_fraction=(fraction.low, fraction.high) if fraction.low is not None and fraction.high is not None else None,
+        final_fractions=fraction.values or (),
+        learning_rates=(choice.values or ()) if choice is not None else (),
+    )
+
+
+def _range_test_record(test: RangeTest) -> dict[str, Any]:
+    def plain(values: Any) -> list[float | None]:
+        return [float(f"{v:.{SIGNIFICANT_DIGITS}g}") if np.isfinite(v) else None for v in values]
+
+    return {
+        "low": test.low,
+        "suggested": test.suggested,
+        "high": test.high,
+        "status": test.status,
+        "extended": test.extended,
+        "rates": plain(test.rates),
+        "losses": plain(test.losses),
+        "smoothed": plain(test.smoothed),
+    }
+
+
+def _rounded(curves: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
+    return {
+        name: [[float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in curve] for curve in folds]
+        for name, folds in curves.items()
+    }
+
+
+__all__ = ["Prepared", "StudyRunner", "judge", "prepare", "range_tests"]

@@ -1,0 +1,156 @@
+"""One trial: train a configuration fold after fold, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.search.pruning import FoldPruner
+from pipeline.search.space import Configuration
+from pipeline.training.decays import rate_table
+from pipeline.training.divergence import TRIAL_RULE, VALIDATION_NOT_FINITE
+from pipeline.training.overfitting import analyse_fit
+
+if TYPE_CHECKING:
+    from pipeline.training.engine import Engine, Split
+
+Curves = dict[str, list[list[float]]]
+"""Value per metric, fold and epoch; validation metrics have "val_" before the name."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """What a study optimizes.
+
+    Attributes:
+        name: a validation metric, such as "val_loss".
+        mode: "min" or "max".
+    """
+
+    name: str
+    mode: str
+
+    def cost(self, values: Any) -> Any:
+        """Return the values with lower always better."""
+        return np.asarray(values, dtype=float) * (1.0 if self.mode == "min" else -1.0)
+
+
+@dataclass
+class Outcome:
+    """How a trial went.
+
+    Attributes:
+        curves: every metric's value per fold and epoch.
+        pruned: whether it ended before its last fold's last epoch, for whatever reason.
+        diverged_at: {"fold", "epoch", "step", "reason"}, fold, epoch and step counted from 1, or None.
+        value: the monitored value at the best epoch of the mean over folds; None when pruned.
+        value_std: standard deviation over folds at that epoch; None when pruned or with one fold.
+        best_epoch: that epoch, counted from 1; None when pruned.
+    """
+
+    curves: Curves = field(default_factory=dict)
+    pruned: bool = False
+    diverged_at: dict[str, Any] | None = None
+    value: float | None = None
+    value_std: float | None = None
+    best_epoch: int | None = None
+
+    @property
+    def epochs_run(self) -> int:
+        """Return the epochs trained, all folds together."""
+        return sum(len(curve) for curve in self.curves.get("loss", []))
+
+    def diagnosis(self) -> dict[str, Any]:
+        """Return verdict and overfitting epoch of the mean curves over the folds that ended."""
+        if self.diverged_at is not None:
+            return {"verdict": "diverged", "overfit_epoch": None}
+        train, validation = self.curves.get("loss", []), self.curves.get("val_loss", [])
+        length = len(train[0]) if train else 0
+        whole = [i for i, curve in enumerate(train) if len(curve) == length]
+        if not length or not validation or (self.pruned and len(train) == 1):
+            return {"verdict": None, "overfit_epoch": None}
+        analysis = analyse_fit(
+            np.mean([train[i] for i in whole], axis=0), np.mean([validation[i] for i in whole], axis=0)
+        )
+        return {"verdict": analysis.verdict, "overfit_epoch": analysis.overfit_epoch}
+
+
+def run_trial(
+    engine: Engine,
+    configuration: Configuration,
+    splits: Sequence[Split],
+    *,
+    epochs: int,
+    monitor: Monitor,
+    pruner: FoldPruner | None = None,
+    on_epoch: Callable[[int, int, float], None] | None = None,
+    on_fold: Callable[[int, float], None] | None = None,
+    run_epochs: int | None = None,
+) -> Outcome:
+    """Train a configuration on every fold.
+
+    Args:
+        engine: the engine.
+        configuration: optimizer, rate and decay.
+        splits: one per fold.
+        epochs: length of the decay in epochs.
+        monitor: what to optimize.
+        pruner: ends the trial early; None runs all of it.
+        on_epoch: called with (fold, epoch, value) after each epoch, both counted from 0.
+        on_fold: called with (fold, score over the folds so far) after each fold.
+        run_epochs: stop after this many epochs; the decay stays as long as it is.
+
+    Returns:
+        The outcome; a diverged trial has one too.
+    """
+    outcome = Outcome()
+    costs: list[list[float]] = []
+    for fold, split in enumerate(splits):
+        steps = split.steps_per_epoch(engine.batch_size)
+        table = rate_table(
+            configuration.decay, configuration.learning_rate, configuration.final_fraction, epochs * steps
+        ).reshape(epochs, steps)
+        run = engine.start(configuration.optimizer, split)
+        costs.append([])
+        for epoch in range(run_epochs or epochs):
+            result = run.epoch(table[epoch], TRIAL_RULE)
+            reason = result.reason
+            step = result.diverged_step
+            if reason is None and not np.isfinite(result.metrics.get("val_loss", 0.0)):
+                reason, step = VALIDATION_NOT_FINITE, steps - 1
+            if reason is not None:
+                outcome.diverged_at = {"fold": fold + 1, "epoch": epoch + 1, "step": (step or 0) + 1, "reason": reason}
+                outcome.pruned = True
+                return outcome
+            for name, value in result.metrics.items():
+                per_fold = outcome.curves.setdefault(name, [])
+                if len(per_fold) <= fold:
+                    per_fold.append([])
+                per_fold[fold].append(value)
+            costs[fold].append(float(monitor.cost(result.metrics[monitor.name])))
+            if on_epoch is not None:
+                on_epoch(fold, epoch, result.metrics[monitor.name])
+            if pruner is not None and pruner.inside_fold(configuration.decay, fold, costs[fold]):
+                outcome.pruned = True
+                return outcome
+        if on_fold is not None:
+            mean = np.mean(costs, axis=0)
+            on_fold(fold, float(monitor.cost(np.min(mean))))
+        if pruner is not None and fold + 1 < len(splits) and pruner.after_fold(costs):
+            outcome.pruned = True
+            return outcome
+    mean = np.mean(costs, axis=0)
+    best = int(np.argmin(mean))
+    outcome.best_epoch = best + 1
+    outcome.value = float(monitor.cost(mean[best]))
+    if len(splits) > 1:
+        outcome.value_std = float(np.std(np.asarray(costs)[:, best], ddof=1))
+    return outcome
+
+
+def split_seed(seed: int, repeat: int, fold: int) -> int:
+    """Return the seed of everything random in one fold; repeat 0 is the study, later ones the confirmation."""
+    return int(np.random.SeedSequence([seed, repeat, fold]).generate_state(1)[0])

@@ -1,0 +1,383 @@
+"""The study file: TOML in, frozen configuration out, every mistake reported at once.
+
+A study file is data and runs no code.  Keys that change what a trial's value means are part of
+the study's definition (see `Study.definition`): a study is only resumed under the same ones.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pipeline.errors import StudyFileError, did_you_mean
+from pipeline.storage import anchored
+from pipeline.training.decays import DECAYS
+from pipeline.training.optimizers import OPTIMIZERS
+
+PRUNERS = ("median", "percentile", "none")
+SAMPLERS = ("tpe", "random", "grid", "qmc", "cma-es", "gp")
+
+
+def seconds(text: Any) -> float:
+    """Return a duration in seconds: a number, or numbers with units s, m, h, d.
+
+    >>> seconds("1h 30m")
+    5400.0
+    """
+    if isinstance(text, bool):
+        raise ValueError('must be a duration such as "2h", "90m" or a number of seconds')
+    if isinstance(text, int | float):
+        value = float(text)
+    else:
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text).lower())
+        if not parts or not re.fullmatch(r"(\s*\d+(?:\.\d+)?\s*[smhd]?)+\s*", str(text).lower()):
+            raise ValueError('must be a duration such as "2h", "90m" or a number of seconds')
+        value = sum(float(number) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
+    if not value > 0:
+        raise ValueError("must be above 0 seconds")
+    return value
+
+
+def one_of(kind: str, known: Iterable[str]) -> BeforeValidator:
+    """Return a validator for a name out of a list, with the nearest one in its message."""
+    names = tuple(known)
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"must be the name of {kind} in quotes")
+        if value not in names:
+            raise ValueError(f"'{value}' is not {kind}{did_you_mean(value, names)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class Section(BaseModel):
+    """A table of the study file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class RateChoice(Section):
+    """Learning rates: `{ low, high }` to search between them, or `{ values }` for a sweep."""
+
+    low: Rate | None = None
+    high: Rate | None = None
+    values: tuple[Rate, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> RateChoice:
+        _check_choice(self.low, self.high, self.values)
+        return self
+
+
+class FractionChoice(Section):
+    """Final fractions: `{ low, high }` or `{ values }`."""
+
+    low: Fraction | None = None
+    high: Fraction | None = None
+    values: tuple[Fraction, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> FractionChoice:
+        _check_choice(self.low, self.high, self.values)
+        return self
+
+
+def _check_choice(low: float | None, high: float | None, values: tuple[float, ...] | None) -> None:
+    if values is not None:
+        if low is not None or high is not None:
+            raise ValueError("takes { low, high } or { values }, not both")
+        if not values:
+            raise ValueError("values must hold at least one number, got []")
+        if len(set(values)) < len(values):
+            raise ValueError(f"values must differ, got {list(values)}")
+    elif low is None or high is None:
+        raise ValueError("takes { low = ..., high = ... } or { values = [...] }")
+    elif low >= high:
+        raise ValueError(f"low must be below high, got low={low:g}, high={high:g}. Swap them?")
+
+
+class RangeTestSection(Section):
+    """`[range_test]`: the ramp of the learning rate range test."""
+
+    low: Rate = 1e-6
+    high: Rate = 10.0
+    steps: Annotated[int, Field(ge=10, le=100_000)] = 60
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RangeTestSection:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got low={self.low:g}, high={self.high:g}. Swap them?")
+        return self
+
+
+class SearchSection(Section):
+    """`[search]`: what is sampled."""
+
+    optimizers: tuple[Annotated[str, one_of("an optimizer", OPTIMIZERS)], ...] = tuple(OPTIMIZERS)
+    decays: tuple[Annotated[str, one_of("a decay scheme", DECAYS)], ...] = tuple(DECAYS)
+    final_fraction: FractionChoice = FractionChoice(low=0.001, high=1.0)
+    learning_rate: RateChoice | None = None
+
+    @field_validator("optimizers", "decays")
+    @classmethod
+    def _names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one, got []")
+        doubles = sorted({name for name in value if value.count(name) > 1})
+        if doubles:
+            raise ValueError(f"must name each only once, got '{doubles[0]}' {value.count(doubles[0])} times")
+        return value
+
+
+class ValidationSection(Section):
+    """`[validation]`: hold-out or K-fold."""
+
+    scheme: Annotated[str, one_of("a validation scheme", ("k-fold", "hold-out"))] = "k-fold"
+    folds: Annotated[int, Field(ge=2, le=1000)] = 5
+    fraction: OpenFraction = 0.2
+    stratify: bool = True
+
+    @property
+    def fold_count(self) -> int:
+        """Return the number of folds; a hold-out is one."""
+        return self.folds if self.scheme == "k-fold" else 1
+
+
+class PruningSection(Section):
+    """`[pruning]`: when a hopeless trial ends."""
+
+    pruner: Annotated[str, one_of("a pruner", PRUNERS)] = "median"
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+
+
+class SamplerSection(Section):
+    """`[sampler]`: how configurations are drawn."""
+
+    name: Annotated[str, one_of("a sampler", SAMPLERS)] = "tpe"
+
+
+class ConfirmSection(Section):
+    """`[confirm]`: the finalists and the Keras default once more on fresh seeds."""
+
+    finalists: Annotated[int, Field(ge=0, le=100)] = 3
+    repeats: Annotated[int, Field(ge=2, le=1000)] = 5
+
+
+class EngineSection(Section):
+    """`[engine]`: how training is compiled."""
+
+    xla: bool | Literal["auto"] = "auto"
+
+
+class StorageSection(Section):
+    """`[storage]`: where trials are kept."""
+
+    url: Annotated[str, Field(min_length=1)] = "sqlite:///studies.db"
+
+
+class StudyConfig(Section):
+    """A whole study file."""
+
+    objective: Annotated[str, Field(min_length=1)]
+    monitor: Annotated[str, Field(min_length=1)] = "val_loss"
+    mode: Literal["auto", "min", "max"] = "auto"
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30
+    batch_size: Annotated[int, Field(ge=1, le=10_000_000)] = 32
+    trials: Annotated[int, Field(ge=1, le=10_000_000)] = 60
+    timeout: Annotated[float, BeforeValidator(seconds)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    test_fraction: OpenFraction = 0.2
+    range_test: RangeTestSection = RangeTestSection()
+    search: SearchSection = SearchSection()
+    validation: ValidationSection = ValidationSection()
+    pruning: PruningSection = PruningSection()
+    sampler: SamplerSection = SamplerSection()
+    confirm: ConfirmSection = ConfirmSection()
+    engine: EngineSection = EngineSection()
+    storage: StorageSection = StorageSection()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file that was read, with the places it names.
+
+    Attributes:
+        path: the study file.
+        config: its keys, with defaults filled in.
+        output: folder of the results.
+    """
+
+    path: Path
+    config: StudyConfig
+    output: Path
+
+    @property
+    def name(self) -> str:
+        """Return the study's name: the file's stem."""
+        return self.path.stem
+
+    @property
+    def storage_url(self) -> str:
+        """Return the storage's URL; a relative SQLite path starts at the study file's folder."""
+        return anchored(self.config.storage.url, self.path.resolve().parent)
+
+    def definition(self) -> dict[str, Any]:
+        """Return the keys that change what a trial's value means, flat, for comparison on resume."""
+        config = self.config.model_dump(mode="json")
+        for key in ("trials", "timeout", "confirm", "storage", "engine"):
+            config.pop(key)
+        if self.config.pruning.pruner != "percentile":
+            config["pruning"].pop("percentile")
+        unused = "fraction" if self.config.validation.scheme == "k-fold" else "folds"
+        config["validation"].pop(unused)
+        return flatten(config)
+
+
+def flatten(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the leaves of nested tables by dotted path.
+
+    >>> flatten({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{path}.{key}" if path else str(key)
+        flat |= flatten(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def read_study(path: Path, overrides: Mapping[str, Any] | None = None, output: Path | None = None) -> Study:
+    """Read a study file.
+
+    Args:
+        path: the TOML file.
+        overrides: values by dotted key that replace those of the file, such as {"workers.count": 2}.
+        output: folder of the results, instead of one beside the study file.
+
+    Returns:
+        The study.
+
+    Raises:
+        StudyFileError: when the file is missing or broken; its message lists every mistake.
+    """
+    if path.is_dir():
+        raise StudyFileError(f"{path}: must be a study file (TOML), got a folder.")
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        nearby = [p.name for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, nearby) if nearby else ". Write one with 'lrtune init your_file.py'"
+        raise StudyFileError(f"{path}: does not exist{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(f"{path}: cannot be read: {error}") from None
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyFileError(f"{path}: is not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        place = table
+        *parents, last = key.split(".")
+        for parent in parents:
+            below = place.setdefault(parent, {})
+            if not isinstance(below, dict):
+                raise StudyFileError(f"--{key}: '{parent}' is not a table in {path}.")
+            place = below
+        place[last] = value
+    try:
+        config = StudyConfig.model_validate(_tuples(table))
+    except ValidationError as error:
+        raise StudyFileError("\n".join(_explain(path, table, error))) from None
+    folder = output if output is not None else path.parent / path.stem
+    return Study(path, config, folder)
+
+
+def _tuples(value: Any) -> Any:
+    """Turn TOML's lists into tuples and whole numbers stay as they are: strict types want both."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+_TYPES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text in quotes",
+    "tuple_type": "must be a list in [ ]",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "finite_number": "must be a finite number",
+    "literal_error": "must be one of {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_short": "must not be empty",
+}
+
+_REMEDIES = {
+    "objective": 'Name your Python file: objective = "objectives/digits.py".',
+    "search.learning_rate": "Write { low = 1e-4, high = 1e-1 } or { values = [0.1, 0.01] }.",
+    "search.final_fraction": "Write { low = 0.001, high = 1.0 } or { values = [0.01, 0.1] }.",
+}
+
+
+def _explain(path: Path, table: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """Return one line per mistake: file, key, rule, value, remedy."""
+    lines: dict[str, str] = {}
+    for fault in error.errors():
+        place = [part for part in fault["loc"] if not str(part).startswith(("function-", "literal[", "bool"))]
+        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
+        kind, value = fault["type"], fault["input"]
+        remedy = f" {_REMEDIES[where]}" if where in _REMEDIES else ""
+        if kind == "missing":
+            lines[where] = f"{path}: {where}: is required.{remedy}"
+        elif kind == "extra_forbidden":
+            known = _keys_beside(place[:-1])
+            lines[where] = f"{path}: {where}: is not a key of a study file{did_you_mean(str(place[-1]), known)}"
+        elif kind == "value_error":
+            rule = str(fault["ctx"]["error"])
+            shown = "" if "got " in rule or " is not a" in rule or isinstance(value, dict) else f", got {_show(value)}"
+            lines[where] = f"{path}: {where}: {rule}{shown}.{remedy if isinstance(value, dict) else ''}".replace("?.", "?")
+        else:
+            rule = _TYPES.get(kind, fault["msg"]).format(**fault.get("ctx", {}))
+            lines.setdefault(where, f"{path}: {where}: {rule}, got {_show(value)}.{remedy}")
+    return list(lines.values())
+
+
+def _show(value: Any) -> str:
+    """Return a value as it stands in TOML, cut where it is long."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, tuple | list):
+        text = "[" + ", ".join(_show(item) for item in value) + "]"
+    else:
+        text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _keys_beside(place: list[Any]) -> list[str]:
+    """Return the keys that the table at `place` knows."""
+    model: Any = StudyConfig
+    for part in place:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        options = [field.annotation] if field else []
+        options += list(getattr(options[0], "__args__", ())) if options else []
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), StudyConfig)
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Train one configuration, fast: engine, optimizers, decay schemes, splits, divergence, overfitting."""

@@ -1,0 +1,181 @@
+"""Training data in memory: one array, or a dict, tuple or list of arrays, of samples along axis 0."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ObjectiveError
+
+Tree = Any
+"""An array, or a dict, tuple or list of trees; None stands for "not given"."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples with their targets and weights.
+
+    Attributes:
+        x: inputs; every array has shape (samples, ...).
+        y: targets in the same form, or None for a model that makes its own.
+        sample_weight: weights in the form Keras takes them, or None.
+        samples: number of samples.
+    """
+
+    x: Tree
+    y: Tree
+    sample_weight: Tree
+    samples: int
+
+    def parts(self) -> tuple[Tree, ...]:
+        """Return (x,), (x, y) or (x, y, sample_weight), as `train_step` unpacks them."""
+        if self.sample_weight is not None:
+            return (self.x, self.y, self.sample_weight)
+        return (self.x,) if self.y is None else (self.x, self.y)
+
+    def take(self, index: np.ndarray) -> Data:
+        """Return the samples at `index`, shape (n,)."""
+        x, y, weight = (map_tree(lambda a: a[index], part) for part in (self.x, self.y, self.sample_weight))
+        return Data(x, y, weight, len(index))
+
+    def fingerprint(self) -> str:
+        """Return a short hash of every value, dtype, shape and name."""
+        digest = hashlib.blake2b(digest_size=8)
+        for path, array in leaves(self.parts()):
+            digest.update(f"{path}:{array.dtype}:{array.shape};".encode())
+            if array.dtype == object:
+                digest.update(repr(array.tolist()).encode())
+            else:
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """Return a line for people: number of samples, then shape and dtype of each input and target."""
+
+        def line(part: Tree) -> str:
+            return ", ".join(
+                f"{path + ' ' if path else ''}{'×'.join(map(str, array.shape[1:])) or 'scalar'} {array.dtype}"
+                for path, array in leaves(part)
+            )
+
+        target = f" -> {line(self.y)}" if self.y is not None else ""
+        weighted = ", weighted" if self.sample_weight is not None else ""
+        return f"{self.samples} samples, {line(self.x)}{target}{weighted}"
+
+
+def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Apply `function` to every leaf that is not None and keep the form."""
+    if tree is None:
+        return None
+    if isinstance(tree, Mapping):
+        return {key: map_tree(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tree(function, value) for value in tree)
+    return function(tree)
+
+
+def leaves(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
+    """Return (path, leaf) of every leaf that is not None, in order.
+
+    >>> leaves({"a": 1, "b": (2, 3)})
+    [('a', 1), ('b[0]', 2), ('b[1]', 3)]
+    """
+    if tree is None:
+        return []
+    if isinstance(tree, Mapping):
+        found = (leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items())
+    elif isinstance(tree, tuple | list):
+        found = (leaves(value, f"{path}[{i}]") for i, value in enumerate(tree))
+    else:
+        return [(path, tree)]
+    return [leaf for group in found for leaf in group]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or hasattr(value, "to_numpy")
+
+
+def _to_array(value: Any, float_type: str) -> np.ndarray:
+    """Turn what Keras users pass as data into an array of the dtype `model.fit` would use."""
+    if hasattr(value, "toarray"):  # a SciPy sparse matrix
+        value = value.toarray()
+    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 2:
+        return array.astype(float_type, copy=False)
+    if array.dtype == object:
+        if all(isinstance(item, str) for item in array.ravel()[:1000]):
+            return array.astype(str)
+        try:
+            return array.astype(float_type)
+        except (TypeError, ValueError):
+            return array
+    return array
+
+
+def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, float_type: str = "float32") -> Data:
+    """Check the parts of a dataset against each other and bring them into arrays.
+
+    Args:
+        where: what the parts are called in messages, such as "objectives/a.py: load_data(): train".
+        x, y, sample_weight: arrays, pandas frames, or dicts, tuples or lists of those.
+        float_type: dtype of floating-point values.
+
+    Returns:
+        The data.
+
+    Raises:
+        ObjectiveError: for parts without samples, of different length, or with NaN or infinity.
+    """
+    parts = {}
+    lengths: dict[str, int] = {}
+    for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight)):
+        parts[name] = _convert(f"{where}: {name}", part, float_type)
+        for path, array in leaves(parts[name], name):
+            if array.ndim == 0:
+                raise ObjectiveError(f"{where}: {path} must be an array of samples, got the single value {array!r}.")
+            if array.dtype == object:
+                kind = type(array.ravel()[0]).__name__ if array.size else "nothing"
+                raise ObjectiveError(
+                    f"{where}: {path} must hold numbers or strings, got Python objects ({kind}). "
+                    "Convert them, or pad sequences to one length."
+                )
+            if array.dtype.kind in "fc":
+                bad = int(array.size - np.isfinite(array).sum())
+                if bad:
+                    row = int(np.argwhere(~np.isfinite(array))[0][0])
+                    raise ObjectiveError(
+                        f"{where}: {path} must be finite, got {bad} NaN or infinite values, the first in sample {row}. "
+                        "Impute or drop them in load_data()."
+                    )
+            lengths[path] = len(array)
+    if not lengths or "x" not in {path[0] for path in lengths}:
+        raise ObjectiveError(f"{where}: x must hold at least one array, got {type(x).__name__}.")
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{path} {length}" for path, length in lengths.items())
+        raise ObjectiveError(f"{where}: all parts must have the same number of samples, got {listed}.")
+    samples = next(iter(lengths.values()))
+    if samples == 0:
+        raise ObjectiveError(f"{where}: there must be at least one sample, got none.")
+    return Data(parts["x"], parts["y"], parts["sample_weight"], samples)
+
+
+def _convert(where: str, part: Tree, float_type: str) -> Tree:
+    """Turn every leaf of `part` into an array; plain lists of numbers count as one array."""
+    if part is None or _is_array(part):
+        return None if part is None else _to_array(part, float_type)
+    if isinstance(part, Mapping):
+        return {key: _convert(where, value, float_type) for key, value in part.items()}
+    if isinstance(part, tuple | list):
+        if part and all(_is_array(item) or isinstance(item, Mapping) for item in part):
+            return type(part)(_convert(where, item, float_type) for item in part)
+        try:
+            return _to_array(np.asarray(part), float_type)
+        except ValueError as error:
+            raise ObjectiveError(f"{where} is a ragged list; pad its rows to one length ({error}).") from error
+    raise ObjectiveError(
+        f"{where} must be an array, a pandas frame, or a dict, tuple or list of those, got {type(part).__name__}."
+    )

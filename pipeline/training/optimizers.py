@@ -1,0 +1,84 @@
+"""The optimizers that a study can choose from: their Keras class, settings and default rate.
+
+The names are what people write in a study file and see in the dashboard.  Keras itself is only
+imported when an optimizer is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from pipeline.errors import SettingError, did_you_mean
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """One optimizer as a study names it.
+
+    Attributes:
+        name: the name in study files.
+        keras_class: class name in `keras.optimizers`.
+        default_learning_rate: the rate Keras uses when none is given.
+        settings: further constructor arguments.
+        suggestion_divisor: the range test suggests the rate at the smoothed minimum over this.
+    """
+
+    name: str
+    keras_class: str
+    default_learning_rate: float
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    suggestion_divisor: float = 3.0
+
+    def code(self, learning_rate: str) -> str:
+        """Return the Keras constructor call as Python source.
+
+        Args:
+            learning_rate: Python source of the `learning_rate` argument.
+
+        >>> OPTIMIZERS["momentum"].code("0.1")
+        'keras.optimizers.SGD(learning_rate=0.1, momentum=0.9)'
+        """
+        settings = "".join(f", {key}={value!r}" for key, value in self.settings.items())
+        return f"keras.optimizers.{self.keras_class}(learning_rate={learning_rate}{settings})"
+
+
+OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
+    {
+        spec.name: spec
+        for spec in (
+            OptimizerSpec("sgd", "SGD", 0.01),
+            OptimizerSpec("momentum", "SGD", 0.01, MappingProxyType({"momentum": 0.9})),
+            OptimizerSpec("nesterov", "SGD", 0.01, MappingProxyType({"momentum": 0.9, "nesterov": True})),
+            OptimizerSpec("rmsprop", "RMSprop", 0.001),
+            OptimizerSpec("adam", "Adam", 0.001),
+            OptimizerSpec("adamw", "AdamW", 0.001, MappingProxyType({"weight_decay": 0.004})),
+        )
+    }
+)
+
+BASELINE_OPTIMIZER = "adam"
+"""What people use who tune nothing: Adam at Keras's default rate, kept constant."""
+
+
+def build_optimizer(name: str, learning_rate: float | Callable[[], Any]) -> Any:
+    """Return a new Keras optimizer.
+
+    Args:
+        name: a name in `OPTIMIZERS`.
+        learning_rate: a rate, or a function without arguments that returns it (a tensor will do).
+
+    Returns:
+        A `keras.optimizers.Optimizer`.
+
+    Raises:
+        SettingError: for an unknown name.
+    """
+    import keras
+
+    if name not in OPTIMIZERS:
+        raise SettingError(f"build_optimizer: '{name}' is not an optimizer{did_you_mean(name, OPTIMIZERS)}")
+    spec = OPTIMIZERS[name]
+    return getattr(keras.optimizers, spec.keras_class)(learning_rate=learning_rate, **spec.settings)

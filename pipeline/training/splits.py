@@ -1,0 +1,94 @@
+"""Hold-out and K-fold splits, stratified where the targets are class labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ObjectiveError
+
+MAX_CLASSES = 1000
+"""Integer targets with more distinct values than this are taken for numbers, not class labels."""
+
+
+def class_labels(targets: Any) -> NDArray[np.int64] | None:
+    """Return a class index per sample, or None when the targets are not class labels.
+
+    Integers, booleans and strings in one column count as labels, and so do one-hot rows.
+
+    Args:
+        targets: the y of a dataset, in any form.
+
+    >>> class_labels(np.array([[0.0, 1.0], [1.0, 0.0]]))
+    array([1, 0])
+    >>> class_labels(np.array([0.5, 1.5])) is None
+    True
+    """
+    if not isinstance(targets, np.ndarray) or targets.ndim > 2 or targets.size == 0:
+        return None
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        one_hot = np.isin(targets, (0, 1)).all() and (targets.sum(axis=1) == 1).all()
+        return np.argmax(targets, axis=1) if one_hot else None
+    column = targets.reshape(-1)
+    if column.dtype.kind == "f" and not np.isin(column, (0.0, 1.0)).all():
+        return None
+    values, labels = np.unique(column, return_inverse=True)
+    if len(values) > min(MAX_CLASSES, max(2, len(column) // 2)):
+        return None
+    return labels.astype(np.int64)
+
+
+def make_splits(
+    samples: int, labels: NDArray[np.int64] | None, *, folds: int, fraction: float, seed: int
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Return (training indices, validation indices) per fold.
+
+    Args:
+        samples: number of samples.
+        labels: class index per sample, shape (samples,), to stratify by; None splits at random.
+        folds: 1 for a hold-out, else the K of K-fold.
+        fraction: share of samples held out when `folds` is 1, in (0, 1).
+        seed: seed of the split.
+
+    Returns:
+        One pair of int32 arrays per fold; over the folds of K-fold every sample is validated once.
+
+    Raises:
+        ObjectiveError: when there are too few samples, in all or in one class.
+    """
+    from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
+
+    if folds > samples:
+        raise ObjectiveError(
+            f"validation.folds must not exceed the number of samples, got {folds} folds and {samples} samples. "
+            "Lower it, or add data."
+        )
+    if labels is not None:
+        counts = np.bincount(labels)
+        counts = counts[counts > 0]
+        needed = max(folds, 2)
+        if counts.min() < needed:
+            rare = int(np.flatnonzero(np.bincount(labels) == counts.min())[0])
+            raise ObjectiveError(
+                f"stratified validation needs at least {needed} samples of every class, got {counts.min()} of class "
+                f"number {rare}. Lower validation.folds, add samples, or set validation.stratify = false."
+            )
+    if folds == 1:
+        held_out = max(1, round(fraction * samples))
+        if samples - held_out < 1:
+            raise ObjectiveError(f"a hold-out of {fraction:g} leaves no training samples, got {samples} samples in all.")
+        classes = 0 if labels is None else len(np.unique(labels))
+        stratify = labels is not None and held_out >= classes and samples - held_out >= classes
+        splitter: Any = (StratifiedShuffleSplit if stratify else ShuffleSplit)(
+            n_splits=1, test_size=held_out, random_state=seed
+        )
+    elif labels is not None:
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    else:
+        splitter = KFold(folds, shuffle=True, random_state=seed)
+    return [
+        (train.astype(np.int32), validation.astype(np.int32))
+        for train, validation in splitter.split(np.zeros(samples), labels)
+    ]
