@@ -259,6 +259,17 @@ def flatten(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
+def key_names(model: type[BaseModel] | None = None, path: str = "") -> list[str]:
+    """Return every key of a study file by dotted path, tables included."""
+    names: list[str] = []
+    for name, field in (model or StudyConfig).model_fields.items():
+        names.append(f"{path}{name}")
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += key_names(kind, f"{path}{name}.")
+    return names
+
+
 def read_study(path: Path, overrides: Mapping[str, Any] | None = None, output: Path | None = None) -> Study:
     """Read a study file.
 

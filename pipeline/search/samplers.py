@@ -36,8 +36,8 @@ class JointTPESampler(TPESampler):
             n_startup_trials=STARTUP_TRIALS,
             multivariate=True,
             constant_liar=False,
-            warn_independent_sampling=False,
         )
+        self._warn_independent_sampling = False  # the final fraction is sampled on its own: `constant` has none
         self._joint = {name: distribution for name, distribution in joint.items() if not distribution.single()}
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
@@ -80,7 +80,7 @@ def make_sampler(name: str, seed: int, space: Space) -> BaseSampler:
     if name in packages and importlib.util.find_spec(packages[name]) is None:
         raise KnownError(f"sampler.name: '{name}' needs the package {packages[name]}: pip install {packages[name]}.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore")  # deprecations of options that still work, experimental samplers
         if name == "tpe":
             return JointTPESampler(joint_space(space), seed)
         if name == "random":

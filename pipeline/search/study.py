@@ -23,11 +23,11 @@ from pipeline import __version__
 from pipeline.errors import KnownError, ObjectiveError, StorageError
 from pipeline.objective import Objective, check_sizes, load_objective
 from pipeline.progress import Reporter, duration
-from pipeline.search.confirm import judge
-from pipeline.search.pruning import FoldPruner, PastTrial
+from pipeline.search.pruning import FoldPruner
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
 from pipeline.search.samplers import make_sampler
-from pipeline.search.space import BASELINE, Configuration, Space
+from pipeline.search.space import Space
+from pipeline.search.stored import best_epoch_of, configuration_of, past_trial
 from pipeline.search.trial import Monitor, Outcome, run_trial, split_seed
 from pipeline.storage import LAYOUT, LiveMark, open_storage, sqlite_path, storage_errors, without_password
 from pipeline.study_file import Study
@@ -162,6 +162,28 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
     return found
 
 
+def check_one_batch(prepared: Prepared) -> float:
+    """Train one batch with the first optimizer of the study.
+
+    Returns:
+        The batch's loss.
+
+    Raises:
+        ObjectiveError: when the step fails or its loss is not finite.
+    """
+    optimizer = prepared.study.config.search.optimizers[0]
+    try:
+        result = prepared.engine.start(optimizer, prepared.splits[0]).steps([1e-6])
+    except Exception as error:  # the first step of training: whatever the model's code raises
+        raise ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}") from error
+    if result.reason is not None:
+        raise ObjectiveError(
+            f"{prepared.objective.where}: the first batch must have a finite loss, got {result.losses[0]:g}. "
+            "Check the targets and the loss, and scale the inputs to about unit size."
+        )
+    return float(result.losses[0])
+
+
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:400]}"
@@ -255,7 +277,7 @@ class StudyRunner:
 
     def _create(self, tests: dict[str, RangeTest], decision: str) -> optuna.Study:
         storage = open_storage(self.url, create=True)
-        config, prepared = self.config, self.prepared
+        prepared = self.prepared
         with storage_errors(self.url):
             study = optuna.create_study(
                 study_name=self.study.name,
@@ -274,7 +296,9 @@ class StudyRunner:
             study.set_user_attr("engine", decision)
             study.set_user_attr("xla", prepared.engine.xla)
             study.set_user_attr("metric", prepared.monitor.name)
-            study.set_metric_names([prepared.monitor.name])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names([prepared.monitor.name])
             # Last: its presence says that the study was set up whole.
             study.set_user_attr("definition", self._definition())
         if tests:
@@ -283,7 +307,6 @@ class StudyRunner:
                     "range test",
                     f"{test.optimizer:<9} {test.low:8.2g} … {test.high:<8.2g} try {test.suggested:<8.2g} {test.note}",
                 )
-        del config
         return study
 
     def _definition(self) -> dict[str, Any]:
@@ -584,29 +607,6 @@ def _seconds_of_trials(study: optuna.Study) -> float:
     )
 
 
-def configuration_of(trial: FrozenTrial) -> Configuration:
-    """Return the configuration that a stored trial trained with."""
-    if trial.user_attrs.get("baseline"):
-        return BASELINE
-    return Configuration(
-        optimizer=trial.params["optimizer"],
-        learning_rate=float(trial.user_attrs["learning_rate"]),
-        decay=trial.params["decay"],
-        final_fraction=float(trial.params.get("final_fraction", 1.0)),
-    )
-
-
-def past_trial(trial: FrozenTrial, monitor: Monitor) -> PastTrial:
-    """Return what pruning needs of a stored trial."""
-    curves = trial.user_attrs.get("curves", {}).get(monitor.name, [])
-    return PastTrial(configuration_of(trial).decay, tuple(monitor.cost(curve) for curve in curves))
-
-
-def best_epoch_of(curves: dict[str, list[list[float]]], monitor: Monitor) -> int:
-    """Return the best epoch, counted from 1, of the mean over folds."""
-    return int(np.argmin(np.mean([monitor.cost(curve) for curve in curves[monitor.name]], axis=0))) + 1
-
-
 def space_of(study: Study, tests: dict[str, Any]) -> Space:
     """Return the search space of a study, with the bounds that its range tests found."""
     search = study.config.search
@@ -649,5 +649,3 @@ def _rounded(curves: dict[str, list[list[float]]]) -> dict[str, list[list[float]
         for name, folds in curves.items()
     }
 
-
-__all__ = ["Prepared", "StudyRunner", "judge", "prepare", "range_tests"]

@@ -1,0 +1,288 @@
+"""The command `lrtune`: one thin function per command, and the exit codes in one place.
+
+Results go to standard output, progress to standard error.  Commands that train import TensorFlow
+when they run; `--help`, `status`, `report` and `dashboard` never do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer._click.exceptions import ClickException, UsageError
+
+from pipeline import __version__
+from pipeline.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_KNOWN_ERROR,
+    EXIT_UNEXPECTED,
+    EXIT_USAGE,
+    KnownError,
+    did_you_mean,
+)
+
+EXIT_CODES = """Exit codes: 0 done; 1 a known error, explained on standard error; 2 wrong usage;
+3 unexpected, with the path of a log; 130 interrupted, with the command that resumes."""
+
+app = typer.Typer(
+    name="lrtune",
+    help="Find the learning rate, decay scheme and optimizer that a Keras model should be trained with.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Folder of the results, instead of one beside the study file.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
+KEYS_HELP = "\n\nAny key of the study file can be given as an option: --trials 10 --validation.folds 3."
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        print(f"lrtune {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    context_settings=KEYS,
+    help="Run a study, or resume it: range test, trials, confirmation, report." + KEYS_HELP,
+    epilog="Example: lrtune tune studies/digits.toml --trials 10",
+)
+def tune(
+    context: typer.Context,
+    study: StudyArgument,
+    output: OutputOption = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Throw away the trials of an earlier run of this study first.")
+    ] = False,
+    quiet: QuietOption = False,
+) -> None:
+    from pipeline.progress import Reporter, duration
+    from pipeline.report.export import check_writable
+
+    settings = _read(context, study, output)
+    reporter = Reporter(quiet)
+    check_writable(settings.output)
+    _say_resume(f"lrtune tune {study}")
+    reporter.stage("study", f"{settings.name}: {settings.config.objective}, {settings.config.trials} trials")
+    from pipeline.search.study import StudyRunner, prepare
+
+    runner = StudyRunner(prepare(settings, reporter), reporter)
+    try:
+        runner.run(fresh=fresh)
+    except KeyboardInterrupt:
+        # What is there so far is worth a look; a second Ctrl-C ends at once.
+        _write_report(settings, quiet=True)
+        raise
+    import time
+
+    _write_report(settings)
+    reporter.stage("done", f"in {duration(time.monotonic() - reporter.started)}")
+
+
+@app.command(
+    "range-test",
+    context_settings=KEYS,
+    help="Run only the learning rate range tests: a table and a plot." + KEYS_HELP,
+    epilog="Example: lrtune range-test studies/digits.toml",
+)
+def range_test(
+    context: typer.Context, study: StudyArgument, output: OutputOption = None, quiet: QuietOption = False
+) -> None:
+    from pipeline.progress import Reporter
+    from pipeline.report.export import check_writable, write_files
+
+    settings = _read(context, study, output)
+    reporter = Reporter(quiet)
+    check_writable(settings.output)
+    from pipeline.report.range_page import range_test_files
+    from pipeline.search.study import prepare, range_tests
+
+    prepared = prepare(settings, reporter)
+    tests = range_tests(prepared, reporter)
+    print(f"{'optimizer':<10} {'low':>9} {'suggested':>10} {'high':>9}  status")
+    for test in tests.values():
+        print(f"{test.optimizer:<10} {test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}  {test.status}: {test.note}")
+    for path in write_files(settings.output, range_test_files(settings.name, tests)):
+        reporter.stage("wrote", str(path))
+
+
+@app.command(
+    context_settings=KEYS,
+    help="Rebuild report and result files from the storage, without TensorFlow." + KEYS_HELP,
+    epilog="Example: lrtune report studies/digits.toml",
+)
+def report(context: typer.Context, study: StudyArgument, output: OutputOption = None) -> None:
+    from pipeline.report.export import check_writable
+
+    settings = _read(context, study, output)
+    check_writable(settings.output)
+    _write_report(settings)
+
+
+@app.command(
+    context_settings=KEYS,
+    help="Show trials by state, the best so far and the time left." + KEYS_HELP,
+    epilog="Example: lrtune status studies/digits.toml",
+)
+def status(context: typer.Context, study: StudyArgument) -> None:
+    from pipeline.report.status import status_text
+
+    print(status_text(_read(context, study, None)))
+
+
+@app.command(
+    context_settings=KEYS,
+    help="Check study file, objective and data by training one batch; change nothing." + KEYS_HELP,
+    epilog="Example: lrtune check studies/digits.toml",
+)
+def check(context: typer.Context, study: StudyArgument, quiet: QuietOption = False) -> None:
+    from pipeline.progress import Reporter
+
+    settings = _read(context, study, None)
+    from pipeline.search.study import check_one_batch, prepare
+
+    prepared = prepare(settings, Reporter(quiet))
+    loss = check_one_batch(prepared)
+    folds = settings.config.validation.fold_count
+    print(
+        f"{study}: sound. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
+        f"{prepared.splits[0].steps_per_epoch(settings.config.batch_size)} steps per epoch, optimizing "
+        f"{prepared.monitor.name} ({prepared.monitor.mode}); loss of the first batch {loss:.4g}."
+    )
+
+
+@app.command(
+    context_settings=KEYS,
+    help="Open the Optuna dashboard on a study's storage." + KEYS_HELP,
+    epilog="Example: lrtune dashboard studies/digits.toml --port 8081",
+)
+def dashboard(
+    context: typer.Context,
+    study: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The study file.")] = Path("studies/digits.toml"),
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8080,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; the dashboard has no login.")] = "127.0.0.1",
+) -> None:
+    from pipeline.report.dashboard import serve
+
+    serve(_read(context, study, None), host, port)
+
+
+def _write_report(settings: Any, quiet: bool = False) -> None:
+    """Write every result file from the storage and print the answer."""
+    from pipeline.report.export import write_results
+    from pipeline.report.page import render
+    from pipeline.report.records import load_record
+    from pipeline.report.summary import summary
+
+    record = load_record(settings)
+    paths = write_results(record, settings.output, render(record))
+    if not quiet:
+        print(summary(record, paths))
+
+
+def _read(context: typer.Context, path: Path, output: Path | None) -> Any:
+    """Read the study file with the options that override its keys."""
+    from pipeline.study_file import read_study
+
+    return read_study(path, parse_overrides(context.args), output)
+
+
+def parse_overrides(arguments: list[str]) -> Mapping[str, Any]:
+    """Turn `--key value` and `--key=value` into values by dotted key, read as TOML.
+
+    Raises:
+        UsageError: for an option that is no key of a study file, or has no value.
+
+    >>> parse_overrides(["--trials", "10", "--search.optimizers=['sgd']", "--monitor", "val_loss"])
+    {'trials': 10, 'search.optimizers': ['sgd'], 'monitor': 'val_loss'}
+    """
+    from pipeline.study_file import key_names
+
+    known = key_names()
+    found: dict[str, Any] = {}
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--"):
+            raise UsageError(f"Got unexpected extra argument ({argument})")
+        name, equals, text = argument[2:].partition("=")
+        key = name.replace("-", "_")
+        if key not in known:
+            raise UsageError(f"No such option: {argument.split('=')[0]}{did_you_mean(name, known)}")
+        if not equals:
+            if not queue:
+                raise UsageError(f"Option --{name} needs a value.")
+            text = queue.pop(0)
+        try:
+            found[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = text
+    return found
+
+
+_resume_command = "the same command"
+
+
+def _say_resume(command: str) -> None:
+    global _resume_command
+    _resume_command = command
+
+
+def _on_terminate(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line; every exit code is decided here."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    code = EXIT_DONE
+    try:
+        result = app(standalone_mode=False, prog_name="lrtune")
+        code = result if isinstance(result, int) else EXIT_DONE
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except KnownError as error:
+        print(f"lrtune: {error}", file=sys.stderr)
+        code = EXIT_KNOWN_ERROR
+    except ClickException as error:
+        error.show()
+        code = error.exit_code if isinstance(error, UsageError) else EXIT_KNOWN_ERROR
+        code = EXIT_USAGE if isinstance(error, UsageError) else code
+    except (KeyboardInterrupt, typer.Abort):
+        print(f"\nInterrupted; nothing that was finished is lost. Resume with: {_resume_command}", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_KNOWN_ERROR
+    except Exception as error:
+        handle, log = tempfile.mkstemp(prefix="lrtune-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(f"lrtune {__version__}: {' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+        print(
+            f"lrtune: unexpected {type(error).__name__}: {error}\nThe traceback is in {log}; please report it.",
+            file=sys.stderr,
+        )
+        code = EXIT_UNEXPECTED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)

@@ -1,0 +1,171 @@
+"""The result files of a study: the recommendation as JSON and as Keras code, and the tables as CSV.
+
+Every file is written aside and moved into place, so that none is ever half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import KnownError
+from pipeline.report.records import (
+    Recommendation,
+    StudyRecord,
+    bounds_frame,
+    curves_frame,
+    range_test_frame,
+    recommend,
+    trials_frame,
+)
+from pipeline.training.decays import keras_schedule_code
+from pipeline.training.optimizers import OPTIMIZERS
+
+
+def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
+    """Return the recommendation, machine-readable; keys that the study did not use are None."""
+    c, improvement = answer.configuration, answer.improvement
+    settings = OPTIMIZERS[c.optimizer].settings
+    baseline = record.baseline
+    return {
+        "study": record.name,
+        "objective": record.about["objective"],
+        "optimizer": c.optimizer,
+        "learning_rate": c.learning_rate,
+        "decay": c.decay,
+        "final_fraction": None if c.decay == "constant" else c.final_fraction,
+        "epochs": answer.epochs,
+        "batch_size": record.about["batch_size"],
+        "momentum": settings.get("momentum"),
+        "weight_decay": settings.get("weight_decay"),
+        "warmup_fraction": None,
+        "monitor": record.monitor.name,
+        "mode": record.monitor.mode,
+        "value": answer.value,
+        "value_std": answer.value_std,
+        "trial": answer.trial.number,
+        "baseline": None
+        if baseline is None or baseline.configuration is None
+        else {
+            "optimizer": baseline.configuration.optimizer,
+            "learning_rate": baseline.configuration.learning_rate,
+            "value": answer.baseline_value,
+        },
+        "improvement": None
+        if improvement is None
+        else {"mean": improvement.mean, "ci_low": improvement.low, "ci_high": improvement.high},
+        "tied_with": [
+            {"trial": trial.number, "baseline": trial.baseline, **trial.configuration.as_dict()}
+            for trial in answer.tied_with
+            if trial.configuration is not None
+        ],
+    }
+
+
+def keras_code(record: StudyRecord, answer: Recommendation) -> str:
+    """Return the recommendation as Keras code to paste.
+
+    The schedule counts steps as the study's folds did, so it gives the study's rate at every step.
+    """
+    c, about = answer.configuration, record.about
+    samples, batch_size, epochs = about["fold_sizes"][0][0], about["batch_size"], about["epochs"]
+    steps = -(-samples // batch_size)
+    schedule = keras_schedule_code(c.decay, c.learning_rate, c.final_fraction, epochs * steps)
+    optimizer = OPTIMIZERS[c.optimizer].code("learning_rate")
+    decays = "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, as in the study"
+    return f'''import keras
+
+EPOCHS = {answer.epochs}
+BATCH_SIZE = {batch_size}
+{decays}
+learning_rate = {schedule}
+optimizer = {optimizer}
+
+# model.compile(optimizer=optimizer, loss=..., metrics=[...])
+# model.fit(x_train, y_train, batch_size=BATCH_SIZE, epochs=EPOCHS)
+'''
+
+
+def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[Path]:
+    """Write every result file of the study.
+
+    Args:
+        record: the study.
+        folder: where to; it is made if it does not exist.
+        page: the report as HTML, or None to leave the report out.
+
+    Returns:
+        The files written.
+
+    Raises:
+        KnownError: when the folder cannot be written.
+    """
+    files: dict[str, str] = {}
+    answer = recommend(record)
+    if answer is not None:
+        files["best.json"] = json.dumps(best_json(record, answer), indent=2, allow_nan=False) + "\n"
+        evidence = f"{record.monitor.name} {answer.value:.4g}, {answer.headline}."
+        where = json.dumps(record.about["objective"])[1:-1].replace('"', "'")
+        files["best.py"] = f'"""What lrtune recommends for {where}: {evidence}"""\n\n{keras_code(record, answer)}'
+    files["trials.csv"] = trials_frame(record).to_csv(index=False)
+    files["curves.csv"] = curves_frame(record).to_csv(index=False)
+    files["range_test.csv"] = range_test_frame(record).to_csv(index=False)
+    files["bounds.csv"] = bounds_frame(record).to_csv(index=False)
+    if page is not None:
+        files["report.html"] = page
+    return write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write text files into a folder, each aside and then moved into place.
+
+    Raises:
+        KnownError: when the folder cannot be made or written.
+    """
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            handle, aside = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+                os.chmod(aside, 0o644)
+                os.replace(aside, folder / name)
+            except BaseException:
+                Path(aside).unlink(missing_ok=True)
+                raise
+            written.append(folder / name)
+    except OSError as error:
+        raise KnownError(
+            f"{folder}: the results cannot be written ({error.strerror or error}). Make the folder writable, free some "
+            "space, or choose another with --output; the trials are safe in the storage."
+        ) from error
+    return written
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a results folder that cannot be written, before any work is done; leaves nothing behind.
+
+    Raises:
+        KnownError: naming the folder and the remedy.
+    """
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise KnownError(f"{folder}: the results need a folder, but {nearest} is a file. Move it, or choose another with --output.")
+    try:
+        handle, probe = tempfile.mkstemp(dir=nearest, prefix=".lrtune-")
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        raise KnownError(
+            f"{folder}: the results cannot be written there ({error.strerror or error}). Make {nearest} writable, or "
+            "choose another folder with --output."
+        ) from error
+

@@ -1,0 +1,232 @@
+"""The report's figures, each as an info function that returns plain data and a draw function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.report.records import StudyRecord, TrialRecord
+from pipeline.training.decays import rate_table
+from pipeline.training.optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8c6d31", "#7f7f7f")
+"""Okabe and Ito's colours, told apart without colour vision."""
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+GRID = "rgba(128,128,128,0.25)"
+FAINT = "rgba(128,128,128,0.55)"
+
+
+def colour(optimizer: str) -> str:
+    """Return an optimizer's colour, the same in every figure."""
+    return PALETTE[list(OPTIMIZERS).index(optimizer) % len(PALETTE)]
+
+
+@dataclass(frozen=True)
+class RangeTestInfo:
+    """One optimizer's range test, ready to draw."""
+
+    optimizer: str
+    rates: Sequence[float]
+    losses: Sequence[float | None]
+    smoothed: Sequence[float | None]
+    low: float
+    suggested: float
+    high: float
+    status: str
+
+    @property
+    def title(self) -> str:
+        """State the finding."""
+        if self.status == "ok":
+            return f"{self.optimizer}: search {self.low:.2g} to {self.high:.2g}"
+        return f"{self.optimizer}: no bounds from the test ({self.status.replace('_', ' ')})"
+
+
+def range_test_info(record: StudyRecord) -> list[RangeTestInfo]:
+    """Return every optimizer's range test."""
+    keys = ("rates", "losses", "smoothed", "low", "suggested", "high", "status")
+    return [RangeTestInfo(name, *(test[key] for key in keys)) for name, test in record.tests.items()]
+
+
+def draw_range_test(info: RangeTestInfo) -> go.Figure:
+    """Draw loss over the log learning rate, bounds shaded, suggestion marked."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    first = [v for v in info.losses[:5] if v is not None]
+    top = max([v for v in info.smoothed if v is not None] + first, default=1.0)
+    bottom = min((v for v in info.smoothed if v is not None), default=0.0)
+    room = 0.08 * (top - bottom or 1.0)
+    figure.add_vrect(x0=info.low, x1=info.high, fillcolor=colour(info.optimizer), opacity=0.13, line_width=0)
+    figure.add_scatter(
+        x=list(info.rates), y=list(info.losses), mode="markers", name="batch loss",
+        marker={"size": 4, "color": FAINT}, hovertemplate="rate %{x:.3g}<br>batch loss %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=list(info.rates), y=list(info.smoothed), mode="lines", name="smoothed",
+        line={"width": 2.5, "color": colour(info.optimizer)},
+        hovertemplate="rate %{x:.3g}<br>smoothed loss %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+    figure.add_vline(x=info.suggested, line={"dash": "dash", "width": 1.5, "color": FAINT})
+    figure.add_annotation(
+        x=np.log10(info.suggested), y=1.0, yref="paper", text=f"try {info.suggested:.2g}", showarrow=False,
+        yanchor="bottom", font={"size": 12},
+    )  # fmt: skip
+    _style(figure, "learning rate", "batch loss", height=260)
+    figure.update_xaxes(type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(range=[bottom - room, top + room])
+    figure.update_layout(showlegend=False)
+    return figure
+
+
+@dataclass(frozen=True)
+class CurvesInfo:
+    """One trial's learning curves, ready to draw.
+
+    Attributes:
+        title: configuration and finding.
+        epochs: 1, 2, ...
+        train, validation: mean over folds per epoch.
+        train_folds, validation_folds: the same per fold.
+        rates: learning rate at the start of each epoch.
+        best_epoch, overfit_epoch: counted from 1, or None.
+        metric: what is drawn.
+    """
+
+    title: str
+    epochs: Sequence[int]
+    train: Sequence[float]
+    validation: Sequence[float]
+    train_folds: Sequence[Sequence[float]]
+    validation_folds: Sequence[Sequence[float]]
+    rates: Sequence[float]
+    best_epoch: int | None
+    overfit_epoch: int | None
+    metric: str
+
+
+def curves_info(record: StudyRecord, trial: TrialRecord) -> CurvesInfo:
+    """Return the loss curves of a trial."""
+    c = trial.configuration
+    assert c is not None
+    validation, train = trial.mean_curve("val_loss"), trial.mean_curve("loss")
+    epochs = record.about["epochs"]
+    label = "Keras default" if trial.baseline else f"trial {trial.number}"
+    finding = trial.outcome if trial.outcome != "complete" else (trial.verdict or "")
+    if trial.overfit_epoch:
+        finding = f"overfits after epoch {trial.overfit_epoch}"
+    rates = rate_table(c.decay, c.learning_rate, c.final_fraction, epochs)
+    return CurvesInfo(
+        title=f"{label}: {c.describe()}" + (f", {finding}" if finding else ""),
+        epochs=list(range(1, len(train) + 1)),
+        train=train.tolist(),
+        validation=validation.tolist(),
+        train_folds=trial.curves.get("loss", []),
+        validation_folds=trial.curves.get("val_loss", []),
+        rates=rates[: len(train)].tolist(),
+        best_epoch=trial.best_epoch,
+        overfit_epoch=trial.overfit_epoch,
+        metric="loss",
+    )
+
+
+def draw_curves(info: CurvesInfo) -> go.Figure:
+    """Draw training and validation loss, folds thin and mean bold, over the learning rate."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.74, 0.26], vertical_spacing=0.06)
+    for name, mean, folds, ink, dash in (
+        ("training", info.train, info.train_folds, PALETTE[1], "dot"),
+        ("validation", info.validation, info.validation_folds, PALETTE[0], "solid"),
+    ):
+        for fold, curve in enumerate(folds):
+            figure.add_scatter(
+                x=list(range(1, len(curve) + 1)), y=list(curve), mode="lines", line={"width": 1, "color": ink},
+                opacity=0.3, showlegend=False, name=f"{name}, fold {fold + 1}",
+                hovertemplate=f"{name}, fold {fold + 1}, epoch %{{x}}: %{{y:.4g}}<extra></extra>", row=1, col=1,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=list(info.epochs), y=list(mean), mode="lines", line={"width": 2.5, "color": ink, "dash": dash},
+            name=name, hovertemplate=f"{name}, epoch %{{x}}: %{{y:.4g}}<extra></extra>", row=1, col=1,
+        )  # fmt: skip
+    if info.best_epoch and info.best_epoch <= len(info.validation):
+        figure.add_scatter(
+            x=[info.best_epoch], y=[info.validation[info.best_epoch - 1]], mode="markers", name="best epoch",
+            marker={"size": 10, "symbol": "circle-open", "color": PALETTE[0], "line": {"width": 2}},
+            hovertemplate="best epoch %{x}: %{y:.4g}<extra></extra>", row=1, col=1,
+        )  # fmt: skip
+    if info.overfit_epoch:
+        figure.add_vline(
+            x=info.overfit_epoch, line={"dash": "dash", "width": 1.5, "color": PALETTE[3]},
+            annotation_text="overfits from here", annotation_position="top right", row=1, col=1,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=list(info.epochs), y=list(info.rates), mode="lines", line={"width": 2, "color": PALETTE[2]},
+        name="learning rate", showlegend=False, hovertemplate="epoch %{x}: rate %{y:.3g}<extra></extra>", row=2, col=1,
+    )  # fmt: skip
+    _style(figure, None, None, height=360)
+    smallest = min([v for v in (*info.train, *info.validation) if np.isfinite(v)], default=1.0)
+    figure.update_yaxes(title_text=info.metric, type="log" if smallest > 0 else "linear", row=1, col=1)
+    figure.update_yaxes(title_text="rate", rangemode="tozero", nticks=3, row=2, col=1)
+    figure.update_xaxes(title_text="epoch", row=2, col=1)
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure
+
+
+def landscape_info(record: StudyRecord) -> dict[str, dict[str, list[Any]]]:
+    """Return per optimizer: rate, value and description of each trial that has a value.
+
+    Pruned trials enter with their best epoch over the folds they finished, marked as such.
+    """
+    points: dict[str, dict[str, list[Any]]] = {}
+    for trial in record.trials:
+        c = trial.configuration
+        curve = trial.mean_curve(record.monitor.name)
+        if c is None or trial.diverged_at or not len(curve) or trial.state not in ("complete", "pruned"):
+            continue
+        best = int(np.argmin(record.monitor.cost(curve)))
+        entry = points.setdefault(c.optimizer, {"rate": [], "value": [], "text": [], "decay": [], "pruned": []})
+        entry["rate"].append(c.learning_rate)
+        entry["value"].append(float(curve[best]))
+        entry["decay"].append(c.decay)
+        entry["pruned"].append(trial.state == "pruned")
+        entry["text"].append(f"trial {trial.number}: {c.describe()}, {trial.state}")
+    return points
+
+
+def draw_landscape(points: dict[str, dict[str, list[Any]]], monitor: str) -> go.Figure:
+    """Draw the value of every trial over its learning rate, a colour and shape per optimizer."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, (optimizer, p) in enumerate(points.items()):
+        symbols = [SYMBOLS[i % len(SYMBOLS)] + ("-open" if pruned else "") for pruned in p["pruned"]]
+        figure.add_scatter(
+            x=p["rate"], y=p["value"], text=p["text"], mode="markers", name=optimizer,
+            marker={"size": 9, "color": colour(optimizer), "symbol": symbols, "line": {"width": 1.5}},
+            hovertemplate="%{text}<br>" + monitor + " %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    values = [v for p in points.values() for v in p["value"] if v > 0]
+    _style(figure, "learning rate", monitor, height=400)
+    figure.update_xaxes(type="log", exponentformat="power")
+    if values and max(values) > 20 * min(values) and len(values) == sum(len(p["value"]) for p in points.values()):
+        figure.update_yaxes(type="log")
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure
+
+
+def _style(figure: go.Figure, x: str | None, y: str | None, height: int) -> None:
+    """Plain axes on a transparent ground, so that the page decides on light and dark."""
+    figure.update_layout(
+        template="none", height=height, margin={"l": 58, "r": 14, "t": 34, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", font={"size": 13}, hovermode="closest",
+    )  # fmt: skip
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=FAINT, title_text=x, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=FAINT, title_text=y, automargin=True)

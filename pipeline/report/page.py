@@ -1,0 +1,128 @@
+"""The report: one HTML file with everything in it, built from the storage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.report.export import keras_code
+from pipeline.report.figures import (
+    curves_info,
+    draw_curves,
+    draw_landscape,
+    draw_range_test,
+    landscape_info,
+    range_test_info,
+)
+from pipeline.report.records import Recommendation, StudyRecord, TrialRecord, describe_divergence, recommend
+from pipeline.search.range_test import MEANINGS
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+CURVES_SHOWN = 3
+"""Best trials whose learning curves are drawn, besides the Keras default."""
+
+
+def render(record: StudyRecord) -> str:
+    """Return the report as an HTML page that needs nothing but itself."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report", "templates"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = number
+    answer = recommend(record)
+    return environment.get_template("report.html").render(
+        record=record,
+        about=record.about,
+        answer=answer,
+        code=keras_code(record, answer) if answer is not None else "",
+        warnings=warnings_of(record, answer),
+        range_tests=[(info, _html(draw_range_test(info), info.title)) for info in range_test_info(record)],
+        meanings=MEANINGS,
+        curves=[(info.title, _html(draw_curves(info), info.title)) for info in _chosen_curves(record, answer)],
+        landscape=_html(draw_landscape(landscape_info(record), record.monitor.name), "value over learning rate"),
+        rows=[_row(trial) for trial in record.trials],
+        plotlyjs=get_plotlyjs(),
+        saved=saved_share(record),
+    )
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number for people; a dash for none.
+
+    >>> number(0.123456), number(None)
+    ('0.1235', '–')
+    """
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def _html(figure: go.Figure, label: str) -> str:
+    """Return a figure as a fragment; the library itself stands once in the page."""
+    import html
+
+    fragment = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
+    )
+    return f'<div class="figure" role="img" aria-label="{html.escape(label, quote=True)}">{fragment}</div>'
+
+
+def _chosen_curves(record: StudyRecord, answer: Recommendation | None) -> list[Any]:
+    chosen: list[TrialRecord] = [answer.trial] if answer is not None else []
+    chosen += [trial for trial in record.ranked() if trial not in chosen and not trial.baseline]
+    chosen = chosen[:CURVES_SHOWN]
+    baseline = record.baseline
+    if baseline is not None and baseline not in chosen:
+        chosen.insert(1, baseline)
+    return [curves_info(record, trial) for trial in chosen if trial.curves.get("val_loss")]
+
+
+def saved_share(record: StudyRecord) -> float:
+    """Return the share of epochs that pruning saved, of all that whole trials would have run."""
+    ended = [t for t in record.trials if t.state in ("complete", "pruned")]
+    whole = len(ended) * record.about["epochs"] * len(record.about["fold_sizes"])
+    return 1.0 - sum(t.epochs_run for t in ended) / whole if whole else 0.0
+
+
+def warnings_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
+    """Return what keeps the answer from being sure, each with its remedy."""
+    found = []
+    if answer is None:
+        return ["No trial ran through: every one diverged, failed, or is still to run."]
+    unfinished = record.count("waiting") + record.count("running")
+    if unfinished:
+        found.append(f"{unfinished} trials have not run yet; run 'lrtune tune' again to finish the study.")
+    if not answer.confirmed:
+        found.append(
+            "The answer was not confirmed on fresh seeds: the best of many noisy trials looks better than it is."
+        )
+    if answer.trial.verdict == "underfit" or answer.epochs == record.about["epochs"]:
+        found.append(
+            f"The recommended run is still at its best in the last of {record.about['epochs']} epochs; "
+            "raise epochs to see whether more training helps."
+        )
+    not_ok = [name for name, test in record.tests.items() if test["status"] != "ok"]
+    if not_ok:
+        found.append(f"The range test gave no bounds for {', '.join(not_ok)}; the search there spans the default rate.")
+    failed = record.count("failed")
+    if failed:
+        found.append(f"{failed} trials failed; the table says why.")
+    return found
+
+
+def _row(trial: TrialRecord) -> dict[str, Any]:
+    c = trial.configuration
+    return {
+        "number": trial.number,
+        "outcome": "Keras default" if trial.baseline and trial.outcome == "complete" else trial.outcome,
+        "optimizer": c.optimizer if c else "",
+        "learning_rate": c.learning_rate if c else None,
+        "decay": c.decay if c else "",
+        "final_fraction": c.final_fraction if c and c.decay != "constant" else None,
+        "value": trial.value,
+        "best_epoch": trial.best_epoch,
+        "verdict": trial.verdict or "",
+        "note": describe_divergence(trial.diverged_at) or trial.error or "",
+        "seconds": trial.seconds,
+    }

@@ -1,0 +1,371 @@
+"""What the storage holds of a study, as plain records and data frames; needs no TensorFlow.
+
+Everything that a person is told is derived here: the recommendation, its evidence and its doubts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.errors import StorageError
+from pipeline.search.confirm import Interval, judge
+from pipeline.search.space import Configuration
+from pipeline.search.stored import best_epoch_of, configuration_of
+from pipeline.search.trial import Monitor
+from pipeline.storage import open_storage, storage_errors, without_password
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipeline.study_file import Study
+
+Curves = Mapping[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as it was stored.
+
+    Attributes:
+        number: its number; 0 is the Keras default.
+        state: "complete", "pruned", "failed", "running" or "waiting".
+        configuration: what it trained with, or None before that was drawn.
+        value: monitored value at the best epoch of the mean over folds, or None.
+        value_std: standard deviation over folds there, or None.
+        best_epoch: that epoch, counted from 1, or None.
+        verdict, overfit_epoch, diverged_at: the diagnosis, or None.
+        curves: value per metric, fold and epoch.
+        seconds: how long it took, or None.
+        baseline: whether it is the Keras default.
+        error: why it failed, or None.
+    """
+
+    number: int
+    state: str
+    configuration: Configuration | None
+    value: float | None
+    value_std: float | None
+    best_epoch: int | None
+    verdict: str | None
+    overfit_epoch: int | None
+    diverged_at: Mapping[str, Any] | None
+    curves: Curves
+    seconds: float | None
+    baseline: bool
+    error: str | None
+
+    @property
+    def epochs_run(self) -> int:
+        """Return the epochs it trained, all folds together."""
+        return sum(len(curve) for curve in self.curves.get("loss", []))
+
+    @property
+    def outcome(self) -> str:
+        """Return how it ended, for people: diverged trials are told from pruned ones."""
+        return "diverged" if self.diverged_at else self.state
+
+    def mean_curve(self, metric: str) -> np.ndarray:
+        """Return the mean over folds per epoch; folds that were cut off do not count unless all were."""
+        curves = self.curves.get(metric, [])
+        if not curves:
+            return np.empty(0)
+        length = max(len(curve) for curve in curves)
+        return np.mean([curve for curve in curves if len(curve) == length], axis=0)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as it was stored."""
+
+    name: str
+    about: Mapping[str, Any]
+    definition: Mapping[str, Any]
+    monitor: Monitor
+    engine: str
+    tests: Mapping[str, Mapping[str, Any]]
+    trials: tuple[TrialRecord, ...]
+    confirm: Mapping[str, Any] | None
+    shown_url: str
+
+    @property
+    def baseline(self) -> TrialRecord | None:
+        """Return the trial of the Keras default, once it has run."""
+        return next((t for t in self.trials if t.baseline and t.state in ("complete", "pruned")), None)
+
+    def ranked(self) -> list[TrialRecord]:
+        """Return the trials that ran through, best first."""
+        complete = [t for t in self.trials if t.state == "complete" and t.value is not None]
+        return sorted(complete, key=lambda t: (float(self.monitor.cost(t.value)), t.number))
+
+    def count(self, outcome: str) -> int:
+        """Return the number of trials that ended so."""
+        return sum(t.outcome == outcome for t in self.trials)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer of a study.
+
+    Attributes:
+        trial: the trial whose configuration is recommended.
+        confirmed: whether value and improvement come from fresh seeds.
+        value: mean of the monitored value.
+        value_std: its standard deviation over folds and repeats, or None.
+        baseline_value: the Keras default's mean in the same runs, or None where it diverged.
+        improvement: how much better than the default, above zero is better, or None.
+        tied_with: trials that cannot be told from the recommended one.
+        fold_runs: number of paired runs behind the interval.
+    """
+
+    trial: TrialRecord
+    confirmed: bool
+    value: float
+    value_std: float | None
+    baseline_value: float | None
+    improvement: Interval | None
+    tied_with: tuple[TrialRecord, ...]
+    fold_runs: int
+
+    @property
+    def configuration(self) -> Configuration:
+        """Return the recommended configuration."""
+        assert self.trial.configuration is not None
+        return self.trial.configuration
+
+    @property
+    def epochs(self) -> int:
+        """Return the recommended number of epochs."""
+        assert self.trial.best_epoch is not None
+        return self.trial.best_epoch
+
+    @property
+    def headline(self) -> str:
+        """Say in a few words how the answer compares with the Keras default."""
+        if self.trial.baseline:
+            return "the Keras default itself: nothing that was tried is better"
+        if self.improvement is None:
+            return "the Keras default diverged" if self.baseline_value is None else "not compared with the Keras default"
+        if self.improvement.low > 0:
+            return "better than the Keras default"
+        return "not distinguishable from the Keras default"
+
+
+def load_record(study: Study) -> StudyRecord:
+    """Read a study from its storage.
+
+    Raises:
+        StorageError: when the storage cannot be read or holds no such study.
+    """
+    url = study.storage_url
+    storage = open_storage(url, create=False)
+    with storage_errors(url):
+        if study.name not in optuna.get_all_study_names(storage):
+            raise StorageError(
+                f"{study.path}: the storage {without_password(url)} holds no study named '{study.name}'. "
+                f"Run 'lrtune tune {study.path}' first."
+            )
+        stored = optuna.load_study(study_name=study.name, storage=storage)
+        attributes, trials = stored.user_attrs, stored.get_trials(deepcopy=False)
+    if "definition" not in attributes:
+        raise StorageError(f"{study.path}: the study in storage was not set up whole. Run 'lrtune tune {study.path}' again.")
+    monitor = Monitor(attributes["about"]["monitor"], attributes["about"]["mode"])
+    return StudyRecord(
+        name=study.name,
+        about=attributes["about"],
+        definition=attributes["definition"],
+        monitor=monitor,
+        engine=attributes.get("engine", ""),
+        tests=attributes["range_test"],
+        trials=tuple(_trial_record(trial, monitor) for trial in trials),
+        confirm=attributes.get("confirm"),
+        shown_url=without_password(url),
+    )
+
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def _trial_record(trial: FrozenTrial, monitor: Monitor) -> TrialRecord:
+    attributes = trial.user_attrs
+    curves = attributes.get("curves", {})
+    value = best_epoch = value_std = None
+    if trial.state == TrialState.COMPLETE:
+        value, best_epoch = trial.value, best_epoch_of(curves, monitor)
+        per_fold = [curve[best_epoch - 1] for curve in curves[monitor.name]]
+        value_std = float(np.std(per_fold, ddof=1)) if len(per_fold) > 1 else None
+    return TrialRecord(
+        number=trial.number,
+        state=_STATES[trial.state],
+        configuration=configuration_of(trial) if "learning_rate" in attributes else None,
+        value=value,
+        value_std=value_std,
+        best_epoch=best_epoch,
+        verdict=attributes.get("verdict"),
+        overfit_epoch=attributes.get("overfit_epoch"),
+        diverged_at=attributes.get("diverged_at"),
+        curves=curves,
+        seconds=trial.duration.total_seconds() if trial.duration is not None else None,
+        baseline=bool(attributes.get("baseline")),
+        error=attributes.get("error"),
+    )
+
+
+def recommend(record: StudyRecord) -> Recommendation | None:
+    """Return the answer: by confirmation on fresh seeds where there is one, else the best trial.
+
+    Returns:
+        None when no trial ran through.
+    """
+    ranked = record.ranked()
+    if not ranked:
+        return None
+    by_number = {trial.number: trial for trial in record.trials}
+    ratio = float(np.mean([held / trained for trained, held in record.about["fold_sizes"]]))
+    baseline = record.baseline
+    baseline_number = baseline.number if baseline is not None else -1
+    costs = _confirmed_costs(record)
+    confirmed = bool(costs)
+    if not costs:
+        # Unconfirmed: the best trial and the default, paired over the folds of the study itself.
+        chosen = [ranked[0]] + ([baseline] if baseline in ranked and baseline is not ranked[0] else [])
+        costs = {
+            t.number: [float(record.monitor.cost(curve[(t.best_epoch or 1) - 1])) for curve in t.curves[record.monitor.name]]
+            for t in chosen
+            if t is not None
+        }
+    sound = {key: values for key, values in costs.items() if all(math.isfinite(v) for v in values)}
+    if not sound:
+        return None
+    verdict = judge(costs, baseline_number, ratio)
+    runs = np.asarray(sound[verdict.winner])
+    back = 1.0 if record.monitor.mode == "min" else -1.0
+    return Recommendation(
+        trial=by_number[verdict.winner],
+        confirmed=confirmed,
+        value=float(back * runs.mean()),
+        value_std=float(runs.std(ddof=1)) if len(runs) > 1 else None,
+        baseline_value=float(back * np.mean(sound[baseline_number])) if baseline_number in sound else None,
+        improvement=verdict.improvement if verdict.winner != baseline_number else None,
+        tied_with=tuple(by_number[number] for number in verdict.tied_with),
+        fold_runs=len(runs),
+    )
+
+
+def _confirmed_costs(record: StudyRecord) -> dict[int, list[float]]:
+    """Return the costs of the confirmation's candidates, infinite where one diverged; empty before it is whole."""
+    if not record.confirm:
+        return {}
+    repeats = record.confirm["repeats"]
+    costs = {}
+    for number in record.confirm["candidates"]:
+        runs = record.confirm["values"].get(str(number), [])
+        if len(runs) < repeats:
+            return {}
+        costs[number] = [
+            float(cost) for run in runs[:repeats] for cost in (record.monitor.cost(run) if run else [math.inf])
+        ]
+    longest = max(len(values) for values in costs.values())
+    return {number: values if len(values) == longest else [math.inf] for number, values in costs.items()}
+
+
+def trials_frame(record: StudyRecord) -> pd.DataFrame:
+    """Return a row per trial."""
+    import pandas as pd
+
+    rows = []
+    for trial in record.trials:
+        c = trial.configuration
+        rows.append(
+            {
+                "number": trial.number,
+                "state": trial.state,
+                "optimizer": c.optimizer if c else None,
+                "learning_rate": c.learning_rate if c else None,
+                "decay": c.decay if c else None,
+                "final_fraction": c.final_fraction if c else None,
+                "batch_size": record.about["batch_size"],
+                "value": trial.value,
+                "value_std": trial.value_std,
+                "best_epoch": trial.best_epoch,
+                "verdict": trial.verdict,
+                "overfit_epoch": trial.overfit_epoch,
+                "diverged_at": describe_divergence(trial.diverged_at),
+                "folds_run": len(trial.curves.get("loss", [])),
+                "epochs_run": trial.epochs_run,
+                "seconds": trial.seconds,
+                "baseline": trial.baseline,
+                "error": trial.error,
+            }
+        )
+    frame = pd.DataFrame(rows)
+    for column in ("best_epoch", "overfit_epoch"):
+        frame[column] = frame[column].astype("Int64")
+    return frame
+
+
+def describe_divergence(at: Mapping[str, Any] | None) -> str | None:
+    """Return where and why a trial diverged, for people.
+
+    >>> describe_divergence({"fold": 1, "epoch": 2, "step": 7, "reason": "loss not finite"})
+    'fold 1, epoch 2, step 7: loss not finite'
+    """
+    return f"fold {at['fold']}, epoch {at['epoch']}, step {at['step']}: {at['reason']}" if at else None
+
+
+def curves_frame(record: StudyRecord) -> pd.DataFrame:
+    """Return a row per trial, fold and epoch: the rate at the epoch's first step, and every metric."""
+    import pandas as pd
+
+    from pipeline.training.decays import rate_table
+
+    epochs, batch_size = record.about["epochs"], record.about["batch_size"]
+    rows = []
+    for trial in record.trials:
+        if trial.configuration is None:
+            continue
+        c = trial.configuration
+        for fold, losses in enumerate(trial.curves.get("loss", [])):
+            steps = -(-record.about["fold_sizes"][fold][0] // batch_size)
+            rates = rate_table(c.decay, c.learning_rate, c.final_fraction, epochs * steps)[::steps]
+            for epoch in range(len(losses)):
+                row = {"trial": trial.number, "fold": fold + 1, "epoch": epoch + 1, "learning_rate": rates[epoch]}
+                rows.append(row | {name: folds[fold][epoch] for name, folds in trial.curves.items()})
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial", "fold", "epoch", "learning_rate"])
+
+
+def range_test_frame(record: StudyRecord) -> pd.DataFrame:
+    """Return a row per optimizer and step of the range tests."""
+    import pandas as pd
+
+    rows = [
+        {"optimizer": name, "step": step, "learning_rate": rate, "loss": loss, "smoothed": smoothed}
+        for name, test in record.tests.items()
+        for step, (rate, loss, smoothed) in enumerate(
+            zip(test["rates"], test["losses"], test["smoothed"], strict=True), start=1
+        )
+    ]
+    return pd.DataFrame(rows, columns=["optimizer", "step", "learning_rate", "loss", "smoothed"])
+
+
+def bounds_frame(record: StudyRecord) -> pd.DataFrame:
+    """Return a row per optimizer: the bounds of the search and how the range test ended."""
+    import pandas as pd
+
+    rows = [
+        {"optimizer": name, **{key: test[key] for key in ("low", "suggested", "high", "status")}}
+        for name, test in record.tests.items()
+    ]
+    return pd.DataFrame(rows, columns=["optimizer", "low", "suggested", "high", "status"])

@@ -1,0 +1,39 @@
+"""The answer as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.report.export import keras_code
+from pipeline.report.records import StudyRecord, recommend
+
+
+def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
+    """Return the recommendation, its evidence, and where the files are."""
+    answer = recommend(record)
+    where = next((path for path in paths if path.name == "report.html"), None)
+    report = f"Report: {where}" if where is not None else ""
+    if answer is None:
+        return f"No trial ran through, so there is no answer.\n{report}"
+    spread = f" ± {answer.value_std:.2g}" if answer.value_std is not None else ""
+    lines = [
+        "",
+        f"Train with {answer.configuration.describe()} for {answer.epochs} epochs.",
+        f"{record.monitor.name} {answer.value:.4g}{spread}: {answer.headline}"
+        + (
+            f" ({answer.baseline_value:.4g}; gain {answer.improvement.mean:.3g}, 95% interval "
+            f"{answer.improvement.low:.3g} to {answer.improvement.high:.3g})."
+            if answer.improvement is not None and answer.baseline_value is not None
+            else "."
+        ),
+    ]
+    ties = [
+        "the Keras default" if trial.baseline else trial.configuration.describe()
+        for trial in answer.tied_with
+        if trial.configuration is not None
+    ]
+    if ties:
+        lines.append(f"Not distinguishable from it: {'; '.join(ties)}.")
+    code = "".join(f"    {line}\n" if line else "\n" for line in keras_code(record, answer).splitlines())
+    return "\n".join([*lines, "", code.rstrip(), "", report])

@@ -1,0 +1,35 @@
+"""Read back what a trial stored about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from pipeline.search.pruning import PastTrial
+from pipeline.search.space import BASELINE, Configuration
+from pipeline.search.trial import Monitor
+
+
+def configuration_of(trial: FrozenTrial) -> Configuration:
+    """Return the configuration that a stored trial trained with."""
+    if trial.user_attrs.get("baseline"):
+        return BASELINE
+    return Configuration(
+        optimizer=trial.params["optimizer"],
+        learning_rate=float(trial.user_attrs["learning_rate"]),
+        decay=trial.params["decay"],
+        final_fraction=float(trial.params.get("final_fraction", 1.0)),
+    )
+
+
+def past_trial(trial: FrozenTrial, monitor: Monitor) -> PastTrial:
+    """Return what pruning needs of a stored trial."""
+    curves = trial.user_attrs.get("curves", {}).get(monitor.name, [])
+    return PastTrial(configuration_of(trial).decay, tuple(monitor.cost(curve) for curve in curves))
+
+
+def best_epoch_of(curves: Mapping[str, list[list[float]]], monitor: Monitor) -> int:
+    """Return the best epoch, counted from 1, of the mean over folds."""
+    return int(np.argmin(np.mean([monitor.cost(curve) for curve in curves[monitor.name]], axis=0))) + 1
