@@ -121,7 +121,9 @@ def range_test(
     tests = range_tests(prepared, reporter)
     print(f"{'optimizer':<10} {'low':>9} {'suggested':>10} {'high':>9}  status")
     for test in tests.values():
-        print(f"{test.optimizer:<10} {test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}  {test.status}: {test.note}")
+        print(
+            f"{test.optimizer:<10} {test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}  {test.status}: {test.note}"
+        )
     for path in write_files(settings.output, range_test_files(settings.name, tests)):
         reporter.stage("wrote", str(path))
 
@@ -180,7 +182,9 @@ def dashboard(
     context: typer.Context,
     study: Annotated[Path, typer.Argument(metavar="[STUDY]", help="The study file.")] = Path("studies/digits.toml"),
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 8080,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; the dashboard has no login.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; the dashboard has no login.")
+    ] = "127.0.0.1",
 ) -> None:
     from pipeline.report.dashboard import serve
 

@@ -259,7 +259,9 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
     width = outputs[-1] if isinstance(outputs, tuple) and outputs and isinstance(outputs[-1], int) else None
     if losses[0] == "sparsecategoricalcrossentropy":
         if data.y.dtype.kind not in "iubf":
-            raise ObjectiveError(f"{where} must hold class numbers from 0, got {data.y.dtype} values. Encode the labels.")
+            raise ObjectiveError(
+                f"{where} must hold class numbers from 0, got {data.y.dtype} values. Encode the labels."
+            )
         low, high = data.y.min(), data.y.max()
         if low < 0 or (width is not None and high >= width):
             raise ObjectiveError(
@@ -284,7 +286,9 @@ def _model_digest(model: Any, path: Path | None) -> str:
     try:
         # Keras numbers layers anew in every process, but not in every build.
         description = f"{[type(layer).__name__ for layer in model._flatten_layers()]}{model.to_json()}"
-        compiled = {k: v for k, v in (model.get_compile_config() or {}).items() if k in ("loss", "metrics", "loss_weights")}
+        compiled = {
+            k: v for k, v in (model.get_compile_config() or {}).items() if k in ("loss", "metrics", "loss_weights")
+        }
         description += repr(compiled)
     except Exception:  # models of the user's own class need no get_config; their source stands for them
         description = path.read_text(encoding="utf-8") if path is not None else repr(_losses(model))

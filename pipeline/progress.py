@@ -55,7 +55,9 @@ class Bar:
         elif now - self.printed >= PLAIN_EVERY_SECONDS or done == self.total:
             self.printed = now
             parts = [f"{self.name} {done}/{self.total}", note, time_left]
-            self.console.print(" · ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                " · ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True
+            )
 
 
 class Reporter:

@@ -363,7 +363,9 @@ def _explain(path: Path, table: Mapping[str, Any], error: ValidationError) -> li
         elif kind == "value_error":
             rule = str(fault["ctx"]["error"])
             shown = "" if "got " in rule or " is not a" in rule or isinstance(value, dict) else f", got {_show(value)}"
-            lines[where] = f"{path}: {where}: {rule}{shown}.{remedy if isinstance(value, dict) else ''}".replace("?.", "?")
+            lines[where] = f"{path}: {where}: {rule}{shown}.{remedy if isinstance(value, dict) else ''}".replace(
+                "?.", "?"
+            )
         else:
             rule = _TYPES.get(kind, fault["msg"]).format(**fault.get("ctx", {}))
             lines.setdefault(where, f"{path}: {where}: {rule}, got {_show(value)}.{remedy}")

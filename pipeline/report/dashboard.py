@@ -27,7 +27,9 @@ def serve(study: Study, host: str, port: int) -> None:
 
     storage = open_storage(study.storage_url, create=False)
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"Warning: the dashboard has no login; everyone who reaches {host}:{port} can change it.", file=sys.stderr)
+        print(
+            f"Warning: the dashboard has no login; everyone who reaches {host}:{port} can change it.", file=sys.stderr
+        )
     print(f"Optuna dashboard of {study.name}: http://{host}:{port}/ (Ctrl-C ends it)", flush=True)
     try:
         optuna_dashboard.run_server(storage, host=host, port=port)

@@ -76,8 +76,10 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
     steps = -(-samples // batch_size)
     schedule = keras_schedule_code(c.decay, c.learning_rate, c.final_fraction, epochs * steps)
     optimizer = OPTIMIZERS[c.optimizer].code("learning_rate")
-    decays = "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, as in the study"
-    return f'''import keras
+    decays = (
+        "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, as in the study"
+    )
+    return f"""import keras
 
 EPOCHS = {answer.epochs}
 BATCH_SIZE = {batch_size}
@@ -87,7 +89,7 @@ optimizer = {optimizer}
 
 # model.compile(optimizer=optimizer, loss=..., metrics=[...])
 # model.fit(x_train, y_train, batch_size=BATCH_SIZE, epochs=EPOCHS)
-'''
+"""
 
 
 def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[Path]:
@@ -158,7 +160,9 @@ def check_writable(folder: Path) -> None:
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise KnownError(f"{folder}: the results need a folder, but {nearest} is a file. Move it, or choose another with --output.")
+        raise KnownError(
+            f"{folder}: the results need a folder, but {nearest} is a file. Move it, or choose another with --output."
+        )
     try:
         handle, probe = tempfile.mkstemp(dir=nearest, prefix=".lrtune-")
         os.close(handle)
@@ -168,4 +172,3 @@ def check_writable(folder: Path) -> None:
             f"{folder}: the results cannot be written there ({error.strerror or error}). Make {nearest} writable, or "
             "choose another folder with --output."
         ) from error
-

@@ -62,9 +62,7 @@ def _html(figure: go.Figure, label: str) -> str:
     """Return a figure as a fragment; the library itself stands once in the page."""
     import html
 
-    fragment = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
-    )
+    fragment = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
     return f'<div class="figure" role="img" aria-label="{html.escape(label, quote=True)}">{fragment}</div>'
 
 

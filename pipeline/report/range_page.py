@@ -48,7 +48,11 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
         "h2{font-size:1rem;margin:1.5rem 0 0}p{margin:0;color:#57606a}</style>"
         f"<script>{get_plotlyjs()}</script></head><body><h1>{title}</h1>{''.join(figures)}</body></html>"
     )
-    return {"range_test.csv": steps.to_csv(index=False), "bounds.csv": bounds.to_csv(index=False), "range_test.html": page}
+    return {
+        "range_test.csv": steps.to_csv(index=False),
+        "bounds.csv": bounds.to_csv(index=False),
+        "range_test.html": page,
+    }
 
 
 def _plain(values: object) -> list[float | None]:

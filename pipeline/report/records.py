@@ -151,7 +151,9 @@ class Recommendation:
         if self.trial.baseline:
             return "the Keras default itself: nothing that was tried is better"
         if self.improvement is None:
-            return "the Keras default diverged" if self.baseline_value is None else "not compared with the Keras default"
+            return (
+                "the Keras default diverged" if self.baseline_value is None else "not compared with the Keras default"
+            )
         if self.improvement.low > 0:
             return "better than the Keras default"
         return "not distinguishable from the Keras default"
@@ -174,7 +176,9 @@ def load_record(study: Study) -> StudyRecord:
         stored = optuna.load_study(study_name=study.name, storage=storage)
         attributes, trials = stored.user_attrs, stored.get_trials(deepcopy=False)
     if "definition" not in attributes:
-        raise StorageError(f"{study.path}: the study in storage was not set up whole. Run 'lrtune tune {study.path}' again.")
+        raise StorageError(
+            f"{study.path}: the study in storage was not set up whole. Run 'lrtune tune {study.path}' again."
+        )
     monitor = Monitor(attributes["about"]["monitor"], attributes["about"]["mode"])
     return StudyRecord(
         name=study.name,
@@ -242,7 +246,9 @@ def recommend(record: StudyRecord) -> Recommendation | None:
         # Unconfirmed: the best trial and the default, paired over the folds of the study itself.
         chosen = [ranked[0]] + ([baseline] if baseline in ranked and baseline is not ranked[0] else [])
         costs = {
-            t.number: [float(record.monitor.cost(curve[(t.best_epoch or 1) - 1])) for curve in t.curves[record.monitor.name]]
+            t.number: [
+                float(record.monitor.cost(curve[(t.best_epoch or 1) - 1])) for curve in t.curves[record.monitor.name]
+            ]
             for t in chosen
             if t is not None
         }

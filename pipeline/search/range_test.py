@@ -114,7 +114,11 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTe
 
     def result(status: str, smoothed: NDArray[np.float64], a: float = 0.0, d: float = np.inf) -> RangeTest:
         if status == OK:
-            low, suggested, high = a / BELOW_MINIMUM, a / spec.suggestion_divisor, min(ABOVE_MINIMUM * a, ABOVE_RISE * d)
+            low, suggested, high = (
+                a / BELOW_MINIMUM,
+                a / spec.suggestion_divisor,
+                min(ABOVE_MINIMUM * a, ABOVE_RISE * d),
+            )
         else:
             low, suggested, high = default * FALLBACK[0], default, default * FALLBACK[1]
         return RangeTest(optimizer, rate, loss, smoothed, float(low), float(suggested), float(high), status)
@@ -135,7 +139,9 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTe
     rose = usable < steps or bool((smoothed[lowest:] > initial).any()) or loss[-1] > initial
     if not fell:
         ended_high = usable < steps or smoothed[-1] > initial + 0.5 * abs(initial)
-        return result(DIVERGED_AT_START if ended_high and usable < max(MINIMUM_STEPS, steps // 3) else NO_SIGNAL, smoothed)
+        return result(
+            DIVERGED_AT_START if ended_high and usable < max(MINIMUM_STEPS, steps // 3) else NO_SIGNAL, smoothed
+        )
     if not rose and lowest >= steps - max(3, steps // 20):
         return result(NEVER_ROSE, smoothed)
     above = np.flatnonzero(smoothed[lowest:] > initial)

@@ -127,7 +127,9 @@ def find_monitor(study: Study, engine: Engine) -> Monitor:
         return Monitor(config.monitor, "max")
     if any(part in name for part in ("loss", "error", "mse", "mae", "entropy", "divergence")):
         return Monitor(config.monitor, "min")
-    raise KnownError(f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'.")
+    raise KnownError(
+        f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'."
+    )
 
 
 def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
@@ -152,7 +154,9 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
             except KnownError:
                 raise
             except Exception as error:  # the first step of training: whatever the model's code raises
-                raise ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}") from error
+                raise ObjectiveError(
+                    f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}"
+                ) from error
             bar.update(len(found), optimizer)
     if all(test.status == DIVERGED_AT_START for test in found.values()):
         raise ObjectiveError(
@@ -175,7 +179,9 @@ def check_one_batch(prepared: Prepared) -> float:
     try:
         result = prepared.engine.start(optimizer, prepared.splits[0]).steps([1e-6])
     except Exception as error:  # the first step of training: whatever the model's code raises
-        raise ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}") from error
+        raise ObjectiveError(
+            f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}"
+        ) from error
     if result.reason is not None:
         raise ObjectiveError(
             f"{prepared.objective.where}: the first batch must have a finite loss, got {result.losses[0]:g}. "
@@ -437,7 +443,9 @@ class StudyRunner:
                 if self.config.timeout is not None:
                     spent = spent_before + time.monotonic() - started
                     if spent + self._confirm_seconds(trials) >= self.config.timeout and finished > 0:
-                        self.reporter.stage("timeout", f"{duration(self.config.timeout)} are used up after {finished} trials")
+                        self.reporter.stage(
+                            "timeout", f"{duration(self.config.timeout)} are used up after {finished} trials"
+                        )
                         break
                 number = waiting[0] if waiting else len(trials)
                 # A sampler of its own per trial: a resumed study draws what an uninterrupted one draws.
@@ -508,7 +516,9 @@ class StudyRunner:
         if len(last) == 5 and all(t.state == TrialState.FAIL for t in last):
             causes = [str(t.user_attrs.get("error")) for t in last]
             commonest = max(set(causes), key=causes.count)
-            raise KnownError(f"{self.prepared.objective.where}: five trials in a row failed, most of them with: {commonest}")
+            raise KnownError(
+                f"{self.prepared.objective.where}: five trials in a row failed, most of them with: {commonest}"
+            )
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
         if outcome.diverged_at is not None:
@@ -602,9 +612,7 @@ def _report(trial: optuna.Trial, value: float, step: int) -> None:
 
 
 def _seconds_of_trials(study: optuna.Study) -> float:
-    return sum(
-        t.duration.total_seconds() for t in study.get_trials(deepcopy=False) if t.duration is not None
-    )
+    return sum(t.duration.total_seconds() for t in study.get_trials(deepcopy=False) if t.duration is not None)
 
 
 def space_of(study: Study, tests: dict[str, Any]) -> Space:
@@ -621,7 +629,9 @@ def space_of(study: Study, tests: dict[str, Any]) -> Space:
         optimizers=search.optimizers,
         decays=search.decays,
         bounds=bounds,
-        final_fraction=(fraction.low, fraction.high) if fraction.low is not None and fraction.high is not None else None,
+        final_fraction=(fraction.low, fraction.high)
+        if fraction.low is not None and fraction.high is not None
+        else None,
         final_fractions=fraction.values or (),
         learning_rates=(choice.values or ()) if choice is not None else (),
     )
@@ -648,4 +658,3 @@ def _rounded(curves: dict[str, list[list[float]]]) -> dict[str, list[list[float]
         name: [[float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in curve] for curve in folds]
         for name, folds in curves.items()
     }
-

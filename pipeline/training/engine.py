@@ -285,7 +285,9 @@ class Engine:
             self._keep_global_seed_generator()
             values = [self.tf.constant(v.numpy()) for v in self._state(model)]
             if [v.shape for v in values] != [v.shape for v in self._state(self.model)]:
-                raise ObjectiveError("build_model() must return the same architecture on every call, got other weights.")
+                raise ObjectiveError(
+                    "build_model() must return the same architecture on every call, got other weights."
+                )
             size = sum(v.shape.num_elements() * v.dtype.size for v in values)
             while self._snapshots and size * (len(self._snapshots) + 1) > SNAPSHOT_BYTES:
                 self._snapshots.pop(next(iter(self._snapshots)))
@@ -358,9 +360,7 @@ class Engine:
 
         @tf.function(jit_compile=True, autograph=False)
         def loop_in_xla(order: Any, table: Any, full: Any, recent: Any) -> tuple[Any, ...]:
-            return steps(
-                full, lambda i: tf.slice(order, [i * batch_size], [batch_size]), table, recent, table.shape[0]
-            )
+            return steps(full, lambda i: tf.slice(order, [i * batch_size], [batch_size]), table, recent, table.shape[0])
 
         def full_then_partial(order: Any, table: Any, samples: Any, recent: Any) -> tuple[Any, ...]:
             # XLA wants static shapes, so the last partial batch is a step of the plain graph.

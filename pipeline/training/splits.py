@@ -78,7 +78,9 @@ def make_splits(
     if folds == 1:
         held_out = max(1, round(fraction * samples))
         if samples - held_out < 1:
-            raise ObjectiveError(f"a hold-out of {fraction:g} leaves no training samples, got {samples} samples in all.")
+            raise ObjectiveError(
+                f"a hold-out of {fraction:g} leaves no training samples, got {samples} samples in all."
+            )
         classes = 0 if labels is None else len(np.unique(labels))
         stratify = labels is not None and held_out >= classes and samples - held_out >= classes
         splitter: Any = (StratifiedShuffleSplit if stratify else ShuffleSplit)(
