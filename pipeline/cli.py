@@ -6,6 +6,7 @@ when they run; `--help`, `status`, `report` and `dashboard` never do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -91,7 +92,8 @@ def tune(
         runner.run(fresh=fresh)
     except KeyboardInterrupt:
         # What is there so far is worth a look; a second Ctrl-C ends at once.
-        _write_report(settings, quiet=True)
+        with contextlib.suppress(KnownError):
+            _write_report(settings, quiet=True)
         raise
     import time
 
@@ -121,9 +123,8 @@ def range_test(
     tests = range_tests(prepared, reporter)
     print(f"{'optimizer':<10} {'low':>9} {'suggested':>10} {'high':>9}  status")
     for test in tests.values():
-        print(
-            f"{test.optimizer:<10} {test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}  {test.status}: {test.note}"
-        )
+        numbers = f"{test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}"
+        print(f"{test.optimizer:<10} {numbers}  {test.status}: {test.note}")
     for path in write_files(settings.output, range_test_files(settings.name, tests)):
         reporter.stage("wrote", str(path))
 

@@ -190,10 +190,10 @@ def _split_data(name: str, raw: Any, tf: Any, keras: Any, test_fraction: float, 
         got = f"{len(raw)} values" if isinstance(raw, tuple | list) else type(raw).__name__
         raise ObjectiveError(f"{where} must return {forms}, got {got}.")
     if len(raw) == 2 and _is_part(raw[0]) and _is_part(raw[1]) and not _is_inputs_and_targets(raw):
-        train = make_data(f"{where}: train", *raw[0], float_type=float_type)
-        test = make_data(f"{where}: test", *raw[1], float_type=float_type)
+        train = _make(f"{where}: train", raw[0], float_type)
+        test = _make(f"{where}: test", raw[1], float_type)
         return train, test
-    everything = make_data(where, *raw, float_type=float_type)
+    everything = _make(where, raw, float_type)
     count = round(test_fraction * everything.samples)
     if count == 0 or count == everything.samples:
         raise ObjectiveError(
@@ -201,6 +201,12 @@ def _split_data(name: str, raw: Any, tf: Any, keras: Any, test_fraction: float, 
         )
     order = np.random.default_rng(seed).permutation(everything.samples)
     return everything.take(np.sort(order[count:])), everything.take(np.sort(order[:count]))
+
+
+def _make(where: str, parts: Any, float_type: str) -> Data:
+    """Make data of (x, y) or (x, y, sample_weight)."""
+    x, y, sample_weight = (*parts, None)[:3]
+    return make_data(where, x, y, sample_weight, float_type)
 
 
 def _is_part(value: Any) -> bool:
@@ -264,8 +270,9 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
             )
         low, high = data.y.min(), data.y.max()
         if low < 0 or (width is not None and high >= width):
+            highest = "outputs - 1" if width is None else width - 1
             raise ObjectiveError(
-                f"{where} must hold labels from 0 to {'outputs - 1' if width is None else width - 1}, the model's outputs, "
+                f"{where} must hold labels from 0 to {highest}, the model's outputs, "
                 f"got {low:g} to {high:g}. Number the classes from 0, or widen the last layer."
             )
     elif losses[0] == "categoricalcrossentropy" and width is not None:

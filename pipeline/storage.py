@@ -174,7 +174,7 @@ class LiveMark:
     def __enter__(self) -> LiveMark:
         import fcntl
 
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+        self._file = open(self.path, "a", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.alone = True

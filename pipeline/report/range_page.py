@@ -35,10 +35,18 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
     figures = []
     for test in tests.values():
         info = RangeTestInfo(
-            test.optimizer, *(_plain(v) for v in (test.rates, test.losses, test.smoothed)),
-            test.low, test.suggested, test.high, test.status,
-        )  # fmt: skip
-        figure = draw_range_test(info).to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+            test.optimizer,
+            test.rates.tolist(),
+            _plain(test.losses),
+            _plain(test.smoothed),
+            test.low,
+            test.suggested,
+            test.high,
+            test.status,
+        )
+        figure = draw_range_test(info).to_html(
+            full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
+        )
         figures.append(f"<h2>{html.escape(info.title)}</h2><p>{html.escape(test.note)}</p>{figure}")
     title = html.escape(f"Learning rate range test of {name}")
     page = (

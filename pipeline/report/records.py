@@ -77,7 +77,7 @@ class TrialRecord:
         if not curves:
             return np.empty(0)
         length = max(len(curve) for curve in curves)
-        return np.mean([curve for curve in curves if len(curve) == length], axis=0)
+        return np.asarray(np.mean([curve for curve in curves if len(curve) == length], axis=0))
 
 
 @dataclass(frozen=True)

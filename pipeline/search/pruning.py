@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
 STARTUP_TRIALS = 5
 """Earlier trials that must have reached a point before anything is compared there."""
 

@@ -622,7 +622,7 @@ def space_of(study: Study, tests: dict[str, Any]) -> Space:
     if choice is None:
         bounds = {name: (float(tests[name]["low"]), float(tests[name]["high"])) for name in search.optimizers}
     elif choice.low is not None and choice.high is not None:
-        bounds = {name: (choice.low, choice.high) for name in search.optimizers}
+        bounds = dict.fromkeys(search.optimizers, (choice.low, choice.high))
     else:
         bounds = {}
     return Space(

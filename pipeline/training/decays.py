@@ -143,7 +143,8 @@ def keras_schedule_code(decay: str, learning_rate: float, final_fraction: float,
         factor = repr(float(1.0 / final_fraction - 1.0))
         return f"{schedules}.InverseTimeDecay(initial_learning_rate={rate}, decay_steps={last}, decay_rate={factor})"
     if decay == "cosine":
-        return f"{schedules}.CosineDecay(initial_learning_rate={rate}, decay_steps={last}, alpha={float(final_fraction)!r})"
+        alpha = repr(float(final_fraction))
+        return f"{schedules}.CosineDecay(initial_learning_rate={rate}, decay_steps={last}, alpha={alpha})"
     if decay == "step":
         table = rate_table(decay, learning_rate, final_fraction, total_steps)
         # Keras keeps values[i] up to and including step boundaries[i].

@@ -77,6 +77,19 @@ class Epoch:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class _Epoch:
+    """A traced epoch.
+
+    Attributes:
+        function: the graph function.
+        rows: rows that its table must have, where XLA wants them static, else None.
+    """
+
+    function: Callable[..., Any]
+    rows: int | None
+
+
 @dataclass
 class _Program:
     """An optimizer with its slots, and the epoch traced for it.
@@ -92,8 +105,8 @@ class _Program:
     optimizer: Any
     reset: Callable[..., Any]
     initial_slots: list[Any]
-    epoch: Callable[..., Any]
-    compiled_epoch: Callable[..., Any] | None = None
+    epoch: _Epoch
+    compiled_epoch: _Epoch | None = None
 
 
 class Engine:
@@ -316,7 +329,7 @@ class Engine:
             program.compiled_epoch = self._trace(program.optimizer, xla=True)
         return program
 
-    def _trace(self, optimizer: Any, *, xla: bool) -> Callable[..., Any]:
+    def _trace(self, optimizer: Any, *, xla: bool) -> _Epoch:
         """Return the epoch as one graph function.
 
         It takes sample indices of the epoch, shape (n,); rate and loss ceiling of each step, shape
@@ -358,14 +371,15 @@ class Engine:
             median = tf.maximum(tf.minimum(before, latest), tf.minimum(tf.maximum(before, latest), loss))
             return tf.where(tf.math.is_finite(loss), tf.where(median > limit, 2, 0), 1)
 
-        @tf.function(jit_compile=True, autograph=False)
         def loop_in_xla(order: Any, table: Any, full: Any, recent: Any) -> tuple[Any, ...]:
             return steps(full, lambda i: tf.slice(order, [i * batch_size], [batch_size]), table, recent, table.shape[0])
+
+        compiled_loop = tf.function(loop_in_xla, jit_compile=True, autograph=False)
 
         def full_then_partial(order: Any, table: Any, samples: Any, recent: Any) -> tuple[Any, ...]:
             # XLA wants static shapes, so the last partial batch is a step of the plain graph.
             full = samples // batch_size
-            done, code, recent, logs, losses = loop_in_xla(order, table, full, recent)
+            done, code, recent, logs, losses = compiled_loop(order, table, full, recent)
 
             def partial() -> tuple[Any, ...]:
                 loss, logs = one_step(order[full * batch_size : samples], table[full])
@@ -373,9 +387,9 @@ class Engine:
                 code = judge(recent[0], recent[1], loss, table[full, 1])
                 return full + 1, code, tf.stack([recent[1], loss]), logs, updated
 
-            return tf.cond(
-                (code == 0) & (samples > full * batch_size), partial, lambda: (done, code, recent, logs, losses)
-            )
+            more = (code == 0) & (samples > full * batch_size)
+            result: tuple[Any, ...] = tf.cond(more, partial, lambda: (done, code, recent, logs, losses))
+            return result
 
         def evaluate(validation: Any) -> Any:
             size = self._evaluation_batch
@@ -414,7 +428,7 @@ class Engine:
             tf.TensorSpec([2], tf.float32),
             tf.TensorSpec([None], tf.int32),
         ]
-        return tf.function(epoch, autograph=False, input_signature=signature)
+        return _Epoch(tf.function(epoch, autograph=False, input_signature=signature), capacity)
 
     @property
     def _capacity(self) -> int:
@@ -427,16 +441,13 @@ class Engine:
 
     # -- running ----------------------------------------------------------------------------
 
-    def _call(
-        self, epoch: Callable[..., Any], order: Any, table: Any, recent: Any, validation: Any
-    ) -> tuple[Epoch, Any]:
+    def _call(self, epoch: _Epoch, order: Any, table: Any, recent: Any, validation: Any) -> tuple[Epoch, Any]:
         """Call a traced epoch; return what it did and the last two losses, for the next call."""
         tf, samples = self.tf, len(order)
-        static_rows = epoch.input_signature[1].shape[0]
-        if static_rows is not None:
-            order = np.pad(order, (0, static_rows * self.batch_size - samples))
-            table = np.pad(table, ((0, static_rows - len(table)), (0, 0)))
-        losses, done, code, recent, train, test = epoch(
+        if epoch.rows is not None:
+            order = np.pad(order, (0, epoch.rows * self.batch_size - samples))
+            table = np.pad(table, ((0, epoch.rows - len(table)), (0, 0)))
+        losses, done, code, recent, train, test = epoch.function(
             tf.constant(order, tf.int32),
             tf.constant(table, tf.float32),
             tf.constant(samples),
@@ -453,7 +464,7 @@ class Engine:
             metrics |= {f"val_{name}": value for name, value in zip(self.test_names, values, strict=True)}
         return Epoch(losses, metrics, done - 1 if code else None, REASONS[code] if code else None), recent
 
-    def _seconds_per_epoch(self, epoch: Callable[..., Any], program: _Program, split: Split, repeats: int = 3) -> float:
+    def _seconds_per_epoch(self, epoch: _Epoch, program: _Program, split: Split, repeats: int = 3) -> float:
         seconds = []
         for _ in range(repeats):
             self._reset(program, split.seed)
@@ -488,7 +499,7 @@ class Run:
         program: _Program,
         split: Split,
         initial_losses: Floats,
-        epoch: Callable[..., Any] | None = None,
+        epoch: _Epoch | None = None,
     ) -> None:
         self.engine, self.program, self.split, self.initial_losses = engine, program, split, initial_losses
         self.epochs_done = self.steps_done = 0
@@ -519,9 +530,7 @@ class Run:
             self.epochs_done += 1
         return self._go(order[:needed], rates, rule, self.split.validation[:0], self.program.epoch)
 
-    def _go(
-        self, order: Any, rates: Any, rule: DivergenceRule | None, validation: Any, epoch: Callable[..., Any]
-    ) -> Epoch:
+    def _go(self, order: Any, rates: Any, rule: DivergenceRule | None, validation: Any, epoch: _Epoch) -> Epoch:
         ceilings = np.full(len(rates), np.inf)
         if rule is not None and np.isfinite(rule.factor):
             ceilings[max(0, rule.from_step - 1 - self.steps_done) :] = ceiling(self.initial_losses, rule)
