@@ -44,9 +44,8 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
             test.high,
             test.status,
         )
-        figure = draw_range_test(info).to_html(
-            full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
-        )
+        config = {"displayModeBar": False}
+        figure = draw_range_test(info).to_html(full_html=False, include_plotlyjs=False, config=config)
         figures.append(f"<h2>{html.escape(info.title)}</h2><p>{html.escape(test.note)}</p>{figure}")
     title = html.escape(f"Learning rate range test of {name}")
     page = (

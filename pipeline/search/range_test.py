@@ -133,8 +133,9 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTe
         return result(DIVERGED_AT_START if usable < steps else TOO_SHORT, smoothed)
     lowest = int(np.argmin(smoothed[:usable]))
     drop = initial - smoothed[lowest]
-    # The noise of a smoothed value: independent batch noise shrinks with the window's square root.
-    noise = noise_level(clipped[: max(usable, 3)]) / np.sqrt(max(5, steps // 10))
+    # Standard error of a difference between the initial mean and a smoothed value.
+    window, first = max(5, steps // 10), min(INITIAL_STEPS, usable)
+    noise = noise_level(clipped[:usable]) * np.sqrt(1.0 / window + 1.0 / first)
     fell = drop > max(3.0 * noise, 1e-9 * abs(initial))
     rose = usable < steps or bool((smoothed[lowest:] > initial).any()) or loss[-1] > initial
     if not fell:

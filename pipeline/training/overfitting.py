@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 VERDICTS = ("underfit", "good", "overfit", "diverged")
 
-SMOOTHING_EPOCHS = 3
-"""Window of the centred moving average over epochs."""
+SMOOTHING_SHARE = 1 / 6
+"""Window of the centred moving average as a share of the epochs; at least three epochs."""
 
 MINIMUM_EPOCHS = 4
 """Shorter curves show no trend; their verdict is "good" unless they still improve fast."""
@@ -93,14 +93,14 @@ def analyse_fit(train_loss: ArrayLike, validation_loss: ArrayLike, *, diverged: 
     if diverged or not len(validation) or not finite.all():
         best = int(np.nanargmin(np.where(np.isfinite(validation), validation, np.inf))) + 1 if len(validation) else 0
         return FitAnalysis("diverged", best, None, float("nan"), float("nan"))
-    window = SMOOTHING_EPOCHS if len(validation) >= MINIMUM_EPOCHS else 1
+    window = max(3, round(SMOOTHING_SHARE * len(validation))) if len(validation) >= MINIMUM_EPOCHS else 1
     smooth_validation, smooth_train = smooth(validation, window), smooth(train, window)
     best = int(np.argmin(smooth_validation))
     gaps = smooth_validation - smooth_train
     noise = noise_level(validation)
     rise = smooth_validation[-1] - smooth_validation[best]
     descent = max(smooth_validation[0] - smooth_validation[best], 0.0)
-    # A smoothed value of three epochs carries 0.6 of the noise; the floor keeps a rise that no
+    # A smoothed value of three epochs carries 0.6 of the noise; the floors keep a rise that no
     # eye would see, a thousandth of what was learned, from being called overfitting.
     threshold = max(2.0 * noise, 0.01 * descent, 1e-3 * abs(smooth_validation[best]))
     train_falls = smooth_train[-1] < smooth_train[best]
@@ -110,6 +110,6 @@ def analyse_fit(train_loss: ArrayLike, validation_loss: ArrayLike, *, diverged: 
     elif len(validation) >= MINIMUM_EPOCHS:
         quarter = max(1, len(validation) // 4)
         gain = smooth_validation[-1 - quarter] - smooth_validation[-1]
-        if best >= len(validation) - 2 and gain > max(STILL_IMPROVING * descent, 2.0 * noise):
+        if best >= len(validation) - 2 and gain > max(STILL_IMPROVING * descent, 3.0 * noise):
             verdict = "underfit"
     return FitAnalysis(verdict, best + 1, overfit_epoch, float(gaps[best]), float(gaps[-1]))

@@ -1,0 +1,123 @@
+"""The range test: curve analysis on shapes with known answers, and the whole test on the quadratic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from objectives import quadratic
+from pipeline.search.range_test import MEANINGS, analyse_ramp, ramp, run_range_test
+from pipeline.training.data import make_data
+from pipeline.training.engine import Engine, Split
+from pipeline.training.optimizers import OPTIMIZERS
+
+RATES = ramp(1e-6, 10.0, 60)
+
+
+def valley(minimum: float, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    """A loss of 2.3 that falls to about 1 around a rate and explodes beyond ten times it."""
+    x = np.log10(RATES / minimum)
+    loss = 2.3 - 1.3 * np.exp(-((x / 0.8) ** 2)) + np.maximum(0, x - 0.7) * 4
+    return loss + noise * np.random.default_rng(seed).standard_normal(len(RATES))
+
+
+@pytest.mark.parametrize("minimum", [1e-4, 1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.1])
+def test_a_valley_gives_bounds_around_its_minimum(minimum, noise):
+    """Clean or noisy, the bounds hold the minimum, span 1.5 to 2.5 decades, and suggest a rate below it."""
+    result = analyse_ramp("adam", RATES, valley(minimum, noise))
+    assert result.status == "ok"
+    assert result.low < minimum < result.high * 1.3
+    assert 1.5 <= np.log10(result.high / result.low) <= 2.5
+    assert minimum / 10 < result.suggested < minimum * 1.2
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_flat_noise_is_no_signal(seed):
+    """Noise without a fall gives the fallback bounds around the default rate."""
+    result = analyse_ramp("sgd", RATES, 2.3 + 0.1 * np.random.default_rng(seed).standard_normal(60))
+    assert result.status == "no_signal"
+    assert (result.low, result.suggested, result.high) == pytest.approx((0.01 / 30, 0.01, 0.1))
+
+
+def test_a_flat_line_is_no_signal():
+    """A loss that does not move at all has no noise either, and still no signal."""
+    assert analyse_ramp("sgd", RATES, np.full(60, 2.3)).status == "no_signal"
+
+
+def test_a_loss_that_falls_for_ever_never_rose():
+    """A monotone fall says that the ramp ended too early."""
+    assert analyse_ramp("sgd", RATES, 2.3 / (1 + RATES)).status == "never_rose"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_run_that_ends_in_nan_or_infinity_is_judged_on_what_came_before(bad):
+    """The step that was not finite marks the upper end, not the whole result."""
+    losses = valley(0.01)[:48]
+    losses[-1] = bad
+    result = analyse_ramp("adam", RATES[:48], losses)
+    assert result.status == "ok"
+    assert result.low < 0.01 < result.high
+    assert result.high <= 1.5 * RATES[47]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_from_the_first_step_diverged_at_start(bad):
+    """Nothing but NaN or infinity is named as such."""
+    assert analyse_ramp("adam", RATES, np.full(60, bad)).status == "diverged_at_start"
+    assert analyse_ramp("adam", RATES[:2], [2.3, bad]).status == "diverged_at_start"
+
+
+@pytest.mark.parametrize("steps", range(0, 8))
+def test_a_short_curve_is_too_short(steps):
+    """Fewer than eight points are never judged, and never an index error."""
+    assert analyse_ramp("adam", RATES[:steps], valley(0.01)[:steps]).status == "too_short"
+
+
+@given(arrays(float, st.integers(0, 70), elements=st.floats(-1e30, 1e30) | st.just(np.nan) | st.just(np.inf)))
+def test_every_curve_has_a_named_status_and_ordered_bounds(losses):
+    """Whatever the losses are, there is an answer with 0 < low <= suggested <= high."""
+    result = analyse_ramp("momentum", ramp(1e-6, 10, 70), losses)
+    assert result.status in MEANINGS
+    assert 0 < result.low <= result.suggested <= result.high < np.inf
+
+
+@pytest.fixture(scope="module")
+def quadratic_engine() -> Engine:
+    """An engine on the noisy quadratic."""
+    (x, y), _ = quadratic.load_data()
+    return Engine(quadratic.build_model, make_data("quadratic", x, y), batch_size=32)
+
+
+SPLIT = Split(np.arange(400, dtype=np.int32), np.arange(400, 512, dtype=np.int32), 7)
+
+
+def test_on_the_quadratic_the_bounds_hold_the_stability_limit_of_gradient_descent(quadratic_engine):
+    """2 / lambda_max lies inside the bounds, less than a decade below their upper end."""
+    result = run_range_test(quadratic_engine, "sgd", SPLIT)
+    assert result.status == "ok"
+    assert result.low < quadratic.STABILITY_LIMIT < 10 * result.high
+    assert result.suggested < quadratic.STABILITY_LIMIT
+
+
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_a_range_test_leaves_no_trace_in_later_runs(quadratic_engine, optimizer):
+    """A run after a range test equals the same run before it, to the last bit."""
+
+    def losses() -> np.ndarray:
+        return quadratic_engine.start(optimizer, SPLIT).steps(np.full(20, 0.01)).losses
+
+    before = losses()
+    run_range_test(quadratic_engine, optimizer, SPLIT)
+    np.testing.assert_array_equal(losses(), before)
+
+
+def test_a_ramp_that_ends_too_low_is_extended_once(quadratic_engine):
+    """With its upper end below every useful rate the test extends itself and says so."""
+    result = run_range_test(quadratic_engine, "sgd", SPLIT, low=1e-6, high=0.02, steps=30)
+    assert result.extended
+    assert result.status == "ok"
+    assert result.rates[-1] > 0.02

@@ -1,0 +1,85 @@
+"""The search space: one coordinate for all optimizers, the baseline at its true rate."""
+
+from __future__ import annotations
+
+import warnings
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.search.samplers import make_sampler
+from pipeline.search.space import BASELINE, Space
+
+BOUNDS = {"sgd": (1e-3, 1.0), "adam": (1e-2, 1.0)}
+SPACE = Space(("sgd", "adam"), ("constant", "cosine"), BOUNDS, (0.001, 1.0))
+
+
+@given(st.sampled_from(sorted(BOUNDS)), st.floats(0, 1))
+def test_positions_map_to_the_optimizers_own_bounds_and_back(optimizer, position):
+    """The coordinate stays inside the bounds and is recovered from the rate."""
+    rate = SPACE.rate_at(optimizer, position)
+    low, high = BOUNDS[optimizer]
+    assert low * (1 - 1e-9) <= rate <= high * (1 + 1e-9)
+    assert SPACE.position_of(optimizer, rate) == pytest.approx(position, abs=1e-6)
+
+
+def test_the_baseline_runs_at_its_true_rate_outside_the_bounds():
+    """Adam at 0.001 lies below its bounds here; the trial trains at 0.001 all the same."""
+    study = optuna.create_study()
+    study.enqueue_trial(SPACE.baseline_parameters(), user_attrs={"baseline": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trial = study.ask()
+        assert SPACE.suggest(trial) == BASELINE
+    assert trial.params["lr_position"] < 0
+
+
+def run_study(sampler_name: str, space: Space, trials: int = 40) -> optuna.Study:
+    """Minimize a cost whose optimum is sgd in the middle of its bounds."""
+    study = optuna.create_study()
+    study.enqueue_trial(space.baseline_parameters(), user_attrs={"baseline": True})
+    for number in range(trials):
+        study.sampler = make_sampler(sampler_name, 100 + number, space)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial = study.ask()
+            configuration = space.suggest(trial)
+        position = space.position_of("sgd", configuration.learning_rate) if configuration.optimizer == "sgd" else 2.0
+        study.tell(trial, (position - 0.5) ** 2)
+    return study
+
+
+def test_a_baseline_outside_the_space_does_not_mislead_the_sampler():
+    """With a bad baseline beyond the edge, TPE still gathers around the optimum, not at an edge."""
+    later = [t for t in run_study("tpe", SPACE).trials[20:] if t.params["optimizer"] == "sgd"]
+    near = sum(abs(t.params["lr_position"] - 0.5) < 0.25 for t in later)
+    assert len(later) >= 12
+    assert near >= 0.6 * len(later)
+
+
+def test_a_space_without_adam_still_carries_the_baseline_and_searches_jointly():
+    """Trial 0 has no parameters of the space; the sampler learns from the others."""
+    space = Space(("sgd",), ("cosine",), {"sgd": (1e-3, 1.0)}, (0.001, 1.0))
+    study = run_study("tpe", space, trials=30)
+    assert study.trials[0].params == {}
+    later = [t.params["lr_position"] for t in study.trials[18:]]
+    assert sum(abs(p - 0.5) < 0.25 for p in later) >= 0.6 * len(later)
+
+
+@pytest.mark.parametrize("name", ["tpe", "random", "grid", "qmc"])
+def test_samplers_stay_inside_the_space(name):
+    """Every sampler draws configurations of the space; the grid does not end the study."""
+    for trial in run_study(name, SPACE, trials=25).trials[1:]:
+        assert trial.params["optimizer"] in SPACE.optimizers
+        assert 0.0 <= trial.params["lr_position"] <= 1.0
+        assert ("final_fraction" in trial.params) == (trial.params["decay"] == "cosine")
+
+
+def test_a_sweep_draws_only_the_given_rates():
+    """With `values` the rates are those and no others."""
+    space = Space(("sgd",), ("constant",), {}, None, (1.0,), (0.1, 0.01))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    rates = {space.suggest(study.ask()).learning_rate for _ in range(20)}
+    assert rates == {0.1, 0.01}
