@@ -35,7 +35,7 @@ dashboard: $(READY) ## open the Optuna dashboard on STUDY, at http://127.0.0.1:8
 	@$(BIN)/lrtune dashboard $(STUDY)
 
 test: $(READY) ## run the quick tests
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(READY) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow

@@ -83,6 +83,7 @@ def tune(
     settings = _read(context, study, output)
     reporter = Reporter(quiet)
     check_writable(settings.output)
+    signal.signal(signal.SIGTERM, _on_terminate)
     _say_resume(f"lrtune tune {study}")
     reporter.stage("study", f"{settings.name}: {settings.config.objective}, {settings.config.trials} trials")
     from pipeline.search.study import StudyRunner, prepare
@@ -259,7 +260,6 @@ def _on_terminate(*_: object) -> NoReturn:
 
 def main() -> None:
     """Run the command line; every exit code is decided here."""
-    signal.signal(signal.SIGTERM, _on_terminate)
     code = EXIT_DONE
     try:
         result = app(standalone_mode=False, prog_name="lrtune")
@@ -274,7 +274,6 @@ def main() -> None:
         code = error.exit_code if isinstance(error, UsageError) else EXIT_KNOWN_ERROR
         code = EXIT_USAGE if isinstance(error, UsageError) else code
     except (KeyboardInterrupt, typer.Abort):
-        print(f"\nInterrupted; nothing that was finished is lost. Resume with: {_resume_command}", file=sys.stderr)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -288,6 +287,8 @@ def main() -> None:
             file=sys.stderr,
         )
         code = EXIT_UNEXPECTED
+    if code == EXIT_INTERRUPTED:
+        print(f"\nInterrupted; nothing that was finished is lost. Resume with: {_resume_command}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)

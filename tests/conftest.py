@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,36 @@ def lrtune() -> Callable[..., subprocess.CompletedProcess[str]]:
             timeout=timeout,
             check=False,
         )
+
+    return run
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def lrtune_here(monkeypatch, capfd) -> Callable[..., Ended]:
+    """The command line in this process, which spares the import of TensorFlow each time."""
+
+    def run(*arguments: object) -> Ended:
+        from pipeline.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["lrtune", *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
 
     return run
 

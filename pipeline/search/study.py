@@ -401,9 +401,11 @@ class StudyRunner:
         return space_of(self.study, study.user_attrs["range_test"])
 
     def _enqueue(self, study: optuna.Study, space: Space) -> None:
-        """Queue the Keras default and the range tests' suggestions, once, even over a crash in between."""
-        if study.user_attrs.get("enqueued"):
-            return
+        """Queue the Keras default, the range tests' suggestions and a sweep's rates, in this order.
+
+        Each has its place in the plan as its trial number, so that a crash in between, or trials
+        added later, queue just what is missing.
+        """
         plan: list[tuple[dict[str, Any], dict[str, Any]]] = [(space.baseline_parameters(), {"baseline": True})]
         for name, test in study.user_attrs["range_test"].items():
             plan.append((space.suggestion_parameters(name, test["suggested"]), {"source": "range test"}))
@@ -416,7 +418,6 @@ class StudyRunner:
         there = len(study.get_trials(deepcopy=False))
         for parameters, attributes in plan[there : self.config.trials]:
             study.enqueue_trial(parameters, user_attrs=attributes)
-        study.set_user_attr("enqueued", True)
 
     def _finished(self, study: optuna.Study) -> int:
         return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))

@@ -1,0 +1,229 @@
+"""The command line: exit codes, messages, nothing written on bad input, no TensorFlow where none is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY_OBJECTIVE
+
+COMMANDS = ("tune", "range-test", "report", "status", "check", "dashboard")
+
+
+CALL = """
+import sys
+sys.argv = ["lrtune", *{!r}]
+from pipeline.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the modules that a fresh Python has imported after running some code."""
+    script = f"{code}\nimport sys, json; sys.stderr.write('\\n@' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stderr.rpartition("@")[2]))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *[[c, "--help"] for c in COMMANDS]])
+def test_help_imports_nothing_heavy(arguments):
+    """Help imports neither TensorFlow nor Keras, nor pandas, Optuna or scikit-learn."""
+    loaded = modules_after(CALL.format(arguments))
+    assert not loaded & {"tensorflow", "keras", "pandas", "optuna", "sklearn", "plotly"}
+
+
+def test_status_imports_no_tensorflow(tiny):
+    """Even with a study to show; checked where there is none yet, too."""
+    assert not modules_after(CALL.format(["status", str(tiny)])) & {"tensorflow", "keras", "pandas", "sklearn"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(lrtune_here, command):
+    """Help says what the command does and how to call it."""
+    done = lrtune_here(command, "--help")
+    assert done.returncode == 0
+    assert f"Example: lrtune {command} studies/digits.toml" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["tune"],
+        ["tune", "STUDY", "--trails", "3"],
+        ["tune", "STUDY", "extra"],
+        ["tune", "STUDY", "--trials"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(lrtune_here, tiny, arguments):
+    """Unknown commands, missing arguments, unknown options."""
+    done = lrtune_here(*[str(tiny) if a == "STUDY" else a for a in arguments])
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    if "--trails" in arguments:
+        assert "did you mean 'trials'" in done.stderr
+
+
+def bad_studies() -> dict[str, tuple[str | None, str, str]]:
+    """Return study text, objective text and the message expected, by what is wrong."""
+    good = 'objective = "tiny.py"\ntrials = 2\nepochs = 1\n'
+    loss = "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+    diverging = TINY_OBJECTIVE.replace(loss, "lambda y, p: p[:, 0] * float('nan')")
+    return {
+        "missing study": (None, TINY_OBJECTIVE, "does not exist"),
+        "broken study": ("objective = [", TINY_OBJECTIVE, "is not valid TOML"),
+        "unknown key": (good + "epoch = 3", TINY_OBJECTIVE, "did you mean 'epochs'"),
+        "missing objective": ('objective = "nowhere.py"', TINY_OBJECTIVE, "does not exist"),
+        "objective does not import": (good, "import nothing_like_this", "cannot be imported"),
+        "no build_model": (good, "def load_data(): pass", "must define build_model()"),
+        "uncompiled": (good, TINY_OBJECTIVE.replace("model.compile(", "dict("), "compiled model"),
+        "lengths": (good, TINY_OBJECTIVE.replace("y[:100])", "y[:99])"), "same number of samples"),
+        "nan": (good, TINY_OBJECTIVE.replace("return (x", "x[3] = np.nan; return (x"), "must be finite"),
+        "labels": (good, TINY_OBJECTIVE.replace('"int64")', '"int64") + 5'), "labels from 0 to 1"),
+        "folds": (good + "[validation]\nfolds = 101", TINY_OBJECTIVE, "validation"),
+        "batch": (good + "batch_size = 90", TINY_OBJECTIVE, "at least one batch"),
+        "rare class": (good, TINY_OBJECTIVE.replace("return (x", "y[:] = 0; y[:3] = 1; return (x"), "class, got 3"),
+        "shape": (good, TINY_OBJECTIVE.replace("Input((4,))", "Input((5,))"), "tiny.py: the model cannot be built"),
+        "monitor": (good + 'monitor = "val_f1"', TINY_OBJECTIVE, "it has val_loss, val_accuracy"),
+        "diverges": (good, diverging, "every optimizer diverges from the first step"),
+        "storage folder": (good + '[storage]\nurl = "sqlite:///no/where.db"', TINY_OBJECTIVE, "does not exist"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bad_studies())
+def test_bad_input_is_one_message_exit_code_1_and_nothing_written(lrtune_here, tmp_path, name):
+    """`tune` refuses before it writes: no database, no results folder, no traceback."""
+    text, objective, message = bad_studies()[name]
+    (tmp_path / "tiny.py").write_text(objective)
+    study = tmp_path / "bad.toml"
+    if text is not None:
+        study.write_text(text)
+    before = {p.name for p in tmp_path.iterdir()}
+    done = lrtune_here("tune", study)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == before
+
+
+def test_an_unwritable_results_folder_is_refused_before_any_work(lrtune_here, tiny):
+    """The place is taken by a file; no database is made either."""
+    (tiny.parent / "taken").write_text("")
+    done = lrtune_here("tune", tiny, "--output", tiny.parent / "taken")
+    assert done.returncode == 1
+    assert "is a file" in done.stderr
+    assert not (tiny.parent / "studies.db").exists()
+
+
+@pytest.mark.parametrize("kind", ["not a database", "locked"])
+def test_an_unusable_database_is_one_message(lrtune_here, tiny, kind):
+    """A file of text, and a database that another program holds."""
+    import sqlite3
+
+    path = tiny.parent / "studies.db"
+    if kind == "locked":
+        blocker = sqlite3.connect(path)
+        blocker.execute("create table t (x)")
+        blocker.commit()
+        blocker.execute("begin exclusive")
+    else:
+        path.write_text("plain text " * 100)
+    done = lrtune_here("tune", tiny, "--storage.url", "sqlite:///studies.db?timeout=0.3")
+    assert done.returncode == 1
+    assert kind in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tiny.parent / "tiny_study").exists()
+
+
+def test_check_trains_one_batch_and_changes_nothing(lrtune_here, tiny):
+    """A sound study is described on standard output; the folder stays as it is."""
+    done = lrtune_here("check", tiny)
+    assert done.returncode == 0, done.stderr
+    assert "sound. 100 samples, 3 folds, 5 steps per epoch, optimizing val_loss (min)" in done.stdout
+    assert {p.name for p in tiny.parent.iterdir()} - {"__pycache__"} == {"tiny.py", "tiny_study.toml"}
+
+
+def test_tune_then_everything_that_reads_it(lrtune, tiny):
+    """One study through tune, status, report, a second tune and range-test, with quiet standard error."""
+    done = lrtune("tune", tiny)
+    assert done.returncode == 0, done.stderr
+    assert "Train with " in done.stdout and "report.html" in done.stdout
+    for stage in ("study", "data", "engine", "range test", "trials", "done"):
+        assert stage in done.stderr
+    for chatter in ("oneDNN", "cuda", "rebuild TensorFlow", "WARNING", "absl"):
+        assert chatter not in done.stderr
+    assert "\x1b[" not in done.stderr + done.stdout
+
+    status = lrtune("status", tiny)
+    assert status.returncode == 0
+    assert "8 of 8 trials" in status.stdout and "confirmed on fresh seeds" in status.stdout
+
+    (tiny.parent / "tiny_study" / "report.html").unlink()
+    assert lrtune("report", tiny).returncode == 0
+    assert (tiny.parent / "tiny_study" / "report.html").exists()
+
+    again = lrtune("tune", tiny)
+    assert again.returncode == 0
+    assert "8 of 8 trials are there" in again.stderr
+
+    ranged = lrtune("range-test", tiny, "--output", tiny.parent / "ranges")
+    assert ranged.returncode == 0
+    assert [line.split()[0] for line in ranged.stdout.splitlines()] == ["optimizer", "sgd", "adam"]
+    assert {p.name for p in (tiny.parent / "ranges").iterdir()} == {"range_test.csv", "bounds.csv", "range_test.html"}
+
+
+def test_reading_a_study_that_is_not_there(lrtune_here, tiny):
+    """Status, report and dashboard name the command that makes it, and make nothing."""
+    for command in ("status", "report", "dashboard"):
+        done = lrtune_here(command, tiny)
+        assert done.returncode == 1
+        assert "lrtune tune" in done.stderr
+    assert not (tiny.parent / "studies.db").exists()
+
+
+def test_the_dashboard_serves_the_study_on_this_machine_only(lrtune, tiny):
+    """It listens on 127.0.0.1 and knows the study by its name, with readable parameters."""
+    import socket
+
+    assert lrtune("tune", tiny, "--trials", "3", "--confirm.finalists", "0").returncode == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "dashboard", str(tiny), "--port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert server.stdout is not None
+        assert f"http://127.0.0.1:{port}/" in server.stdout.readline().decode()
+        for _ in range(100):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=5) as answer:
+                    studies = json.load(answer)["study_summaries"]
+                break
+            except OSError:
+                time.sleep(0.1)
+        assert [s["study_name"] for s in studies] == ["tiny_study"]
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/api/studies/{studies[0]['study_id']}", timeout=5
+        ) as answer:
+            detail = json.load(answer)
+        assert {p["name"] for p in detail["trials"][1]["params"]} >= {"optimizer", "decay", "lr_position"}
+        listening = [
+            line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if f":{port:04X} " in line
+        ]
+        assert listening and all(address.startswith("0100007F:") for address in listening)
+    finally:
+        server.terminate()
+        server.wait(timeout=10)

@@ -1,0 +1,283 @@
+"""Whole studies: resume after Ctrl-C and kill -9, more trials, a changed meaning, a fixed seed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from pipeline.errors import KnownError
+from pipeline.progress import Reporter
+from pipeline.report.records import load_record, recommend
+from pipeline.search.study import StudyRunner, prepare
+from pipeline.study_file import read_study
+from tests.conftest import ROOT
+
+
+def tune(path: Path, *, fresh: bool = False, **overrides: object) -> optuna.Study:
+    """Run a study in this process and return it as stored."""
+    study = read_study(path, overrides)
+    reporter = Reporter(quiet=True)
+    StudyRunner(prepare(study, reporter), reporter).run(fresh=fresh)
+    return stored(path)
+
+
+def stored(path: Path) -> optuna.Study:
+    """Return a study as stored, through Optuna alone."""
+    return optuna.load_study(study_name=path.stem, storage=f"sqlite:///{path.parent}/studies.db")
+
+
+def facts(study: optuna.Study) -> list[tuple]:
+    """Return what makes a trial: number, state, parameters, value, rate and curves, of those that ended."""
+    return [
+        (t.number, t.state.name, t.params, t.value, t.user_attrs["learning_rate"], t.user_attrs["curves"])
+        for t in study.trials
+        if t.state.name in ("COMPLETE", "PRUNED")
+    ]
+
+
+def test_a_study_has_exactly_its_trials_with_the_default_first(tiny):
+    """Trial 0 is Adam at 0.001, constant, unpruned; the range tests' suggestions come next."""
+    study = tune(tiny)
+    assert len(study.trials) == 8
+    assert all(t.state.name in ("COMPLETE", "PRUNED") for t in study.trials)
+    first = study.trials[0]
+    assert first.user_attrs["baseline"]
+    assert first.params["optimizer"] == "adam"
+    assert first.params["decay"] == "constant"
+    assert first.user_attrs["learning_rate"] == 0.001
+    assert first.state.name == "COMPLETE"
+    tests = study.user_attrs["range_test"]
+    assert [t.params["optimizer"] for t in study.trials[1:3]] == ["sgd", "adam"]
+    for trial in study.trials[1:3]:
+        assert trial.user_attrs["learning_rate"] == pytest.approx(tests[trial.params["optimizer"]]["suggested"])
+
+
+def test_the_value_is_the_best_epoch_of_the_mean_over_folds(tiny):
+    """Not the mean of each fold's best epoch."""
+    study = tune(tiny, trials=4)
+    for trial in study.trials:
+        if trial.state.name == "COMPLETE":
+            folds = trial.user_attrs["curves"]["val_loss"]
+            means = [sum(epoch) / len(epoch) for epoch in zip(*folds, strict=True)]
+            assert trial.value == pytest.approx(min(means), rel=1e-5)
+
+
+def test_two_runs_with_one_seed_are_the_same_and_a_resumed_one_too(tiny, tmp_path):
+    """Parameters, values and curves of a study in one piece, again, and in three pieces are identical."""
+    whole = facts(tune(tiny))
+    assert facts(tune(tiny, fresh=True)) == whole
+    tune(tiny, fresh=True, trials=2)
+    tune(tiny, trials=5)
+    assert facts(tune(tiny)) == whole
+
+
+def test_raising_the_trials_adds_the_difference(tiny):
+    """8 after 5 runs 3 more and repeats none."""
+    before = facts(tune(tiny, trials=5))
+    after = facts(tune(tiny, trials=8))
+    assert len(after) == 8
+    assert after[:5] == before
+
+
+def test_another_seed_gives_another_study(tiny):
+    """The seed reaches weights, splits and sampler."""
+    one = facts(tune(tiny, trials=2))
+    other = facts(tune(tiny, trials=2, seed=1, fresh=True))
+    assert one[0][3] != other[0][3]
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ({"epochs": 4}, "epochs: was 3, is now 4"),
+        ({"search.decays": ["constant"]}, "search.decays: was ['constant', 'cosine'], is now ['constant']"),
+        ({"batch_size": 8}, "batch_size: was 16, is now 8"),
+    ],
+)
+def test_a_changed_meaning_is_refused_with_the_difference_and_the_way_out(tiny, override, named):
+    """The study in storage stays untouched."""
+    before = facts(tune(tiny, trials=2))
+    with pytest.raises(KnownError) as error:
+        tune(tiny, trials=4, **override)
+    message = str(error.value)
+    assert named in message
+    assert "Undo these changes" in message and "new name" in message and "--fresh" in message
+    assert facts(stored(tiny)) == before
+
+
+def test_changed_data_or_model_is_refused(tiny):
+    """Another sample or another layer is another study."""
+    tune(tiny, trials=1)
+    script = tiny.parent / "tiny.py"
+    original = script.read_text()
+    script.write_text(original.replace("default_rng(0)", "default_rng(1)"))
+    with pytest.raises(KnownError, match="the data's hash"):
+        tune(tiny)
+    script.write_text(original.replace("Dense(8", "Dense(9"))
+    with pytest.raises(KnownError, match="the model's hash"):
+        tune(tiny)
+    script.write_text(original + "\n# a comment\n")
+    assert len(tune(tiny, trials=2).trials) == 2
+
+
+def spawn(path: Path, *options: str) -> subprocess.Popen[bytes]:
+    """Start `lrtune tune` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "tune", str(path), *options],
+        cwd=path.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def wait_for_trials(path: Path, count: int, child: subprocess.Popen[bytes]) -> None:
+    """Wait until the running process has finished that many trials."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            pytest.fail(f"the study ended by itself: {child.stderr.read().decode() if child.stderr else ''}")
+        try:
+            if sum(t.state.is_finished() for t in stored(path).trials) >= count:
+                return
+        except Exception:  # the study is not there yet
+            pass
+        time.sleep(0.05)
+    pytest.fail("no trial finished in time")
+
+
+LONG = {"trials": 40, "confirm.finalists": 0}
+LONG_OPTIONS = ("--trials", "40", "--confirm.finalists", "0", "--epochs", "30")
+
+
+def test_kill_9_at_any_moment_loses_and_replays_nothing(tiny):
+    """After three kills the study ends with exactly its trials, none changed, in the order of an unbroken run."""
+    done: list[tuple] = []
+    for count in (1, 9, 20):
+        child = spawn(tiny, *LONG_OPTIONS)
+        wait_for_trials(tiny, count, child)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        finished = facts(stored(tiny))
+        assert finished[: len(done)] == done
+        done = finished
+    study = tune(tiny, epochs=30, **LONG)
+    assert [t.number for t in study.trials] == list(range(40))
+    assert all(t.state.name in ("COMPLETE", "PRUNED") for t in study.trials)
+    assert facts(study)[: len(done)] == done
+    assert facts(tune(tiny, fresh=True, epochs=30, **LONG)) == facts(study)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_with_130_and_the_command_that_resumes(tiny, sign):
+    """The trial that ran goes back into the queue; the report of what is there is written."""
+    child = spawn(tiny, *LONG_OPTIONS)
+    wait_for_trials(tiny, 3, child)
+    child.send_signal(sign)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"Resume with: lrtune tune {tiny}" in errors.decode()
+    assert "Traceback" not in errors.decode()
+    assert not [t for t in stored(tiny).trials if t.state.name == "RUNNING"]
+    assert (tiny.parent / "tiny_study" / "report.html").exists()
+
+
+def test_a_trial_whose_process_keeps_dying_is_given_up(tiny):
+    """After three retries it counts as failed, with the reason."""
+    tune(tiny, trials=2)
+    study = stored(tiny)
+    for _ in range(4):
+        trial = study.ask()
+        del trial
+        tune(tiny, trials=2)
+        study = stored(tiny)
+    assert len(study.trials) >= 3
+    assert all(t.state.is_finished() for t in study.trials)
+
+
+def test_maximizing_a_metric(tiny):
+    """`val_accuracy` is maximized without being told; the best trial has the highest value."""
+    study = tune(tiny, monitor="val_accuracy", trials=6)
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    answer = recommend(load_record(read_study(tiny, {"monitor": "val_accuracy"})))
+    assert answer is not None
+    complete = [t.value for t in study.trials if t.state.name == "COMPLETE"]
+    assert study.best_value == max(complete)
+
+
+def test_an_unknown_monitor_lists_what_there_is(tiny):
+    """The message names the metrics that the model has."""
+    with pytest.raises(KnownError, match="'val_auc' is not measured by the model; it has val_loss, val_accuracy"):
+        tune(tiny, monitor="val_auc")
+
+
+def test_a_sweep_runs_every_rate_without_a_range_test(tiny):
+    """`values` tries each of them, and nothing else but the default."""
+    study = tune(
+        tiny,
+        trials=4,
+        **{
+            "search.optimizers": ["sgd"],
+            "search.decays": ["constant"],
+            "search.learning_rate": {"values": [0.1, 0.01, 0.001]},
+        },
+    )
+    assert study.user_attrs["range_test"] == {}
+    assert [t.user_attrs["learning_rate"] for t in study.trials] == [0.001, 0.1, 0.01, 0.001]
+    assert [t.user_attrs.get("baseline", False) for t in study.trials] == [True, False, False, False]
+
+
+def test_hold_out_validation(tiny):
+    """One fold, the stated fraction."""
+    study = tune(tiny, trials=3, **{"validation.scheme": "hold-out", "validation.fraction": 0.3})
+    assert study.user_attrs["about"]["fold_sizes"] == [[70, 30]]
+    assert all(len(t.user_attrs["curves"]["loss"]) == 1 for t in study.trials)
+
+
+def test_a_diverging_trial_is_pruned_and_says_where(tiny):
+    """Rates far too high end as PRUNED with fold, epoch, step and reason, never FAIL."""
+    study = tune(
+        tiny,
+        trials=3,
+        **{
+            "search.optimizers": ["sgd"],
+            "search.decays": ["constant"],
+            "search.learning_rate": {"values": [1e6, 0.1]},
+        },
+    )
+    diverged = study.trials[1]
+    assert diverged.user_attrs["learning_rate"] == 1e6
+    assert diverged.state.name == "PRUNED"
+    assert diverged.user_attrs["verdict"] == "diverged"
+    at = diverged.user_attrs["diverged_at"]
+    assert at["fold"] == 1 and at["epoch"] >= 1 and at["step"] >= 1
+    assert "loss" in at["reason"]
+    assert study.trials[2].state.name == "COMPLETE"
+
+
+def test_an_exception_in_trials_is_recorded_and_many_in_a_row_stop_the_study(tiny, monkeypatch):
+    """A trial that raises is a failed trial with its message; five in a row stop with the commonest cause."""
+    from pipeline.search import study as module
+
+    real, calls = module.run_trial, []
+
+    def flaky(*arguments, **options):
+        calls.append(1)
+        if len(calls) in (2, 3) or len(calls) > 5:
+            raise MemoryError("out of memory")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "run_trial", flaky)
+    with pytest.raises(KnownError, match=r"five trials in a row failed.*MemoryError: out of memory"):
+        tune(tiny, trials=20)
+    states = [t.state.name for t in stored(tiny).trials]
+    assert states[1:3] == ["FAIL", "FAIL"]
+    assert states[3] in ("COMPLETE", "PRUNED")
+    assert "MemoryError" in stored(tiny).trials[1].user_attrs["error"]
