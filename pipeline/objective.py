@@ -13,6 +13,7 @@ import inspect
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,12 +293,12 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
 def _model_digest(model: Any, path: Path | None) -> str:
     """Return a hash of architecture, loss and metrics; of the source where Keras cannot describe them."""
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a lambda loss is described, not saved
+            compiled = model.get_compile_config() or {}
         # Keras numbers layers as they are made in the process ("dense_3"), which is no difference.
         description = re.sub(r'_\d+(?=")', "", model.to_json())
-        compiled = {
-            k: v for k, v in (model.get_compile_config() or {}).items() if k in ("loss", "metrics", "loss_weights")
-        }
-        description += repr(compiled)
+        description += repr({key: compiled.get(key) for key in ("loss", "metrics", "loss_weights")})
     except Exception:  # models of the user's own class need no get_config; their source stands for them
         description = path.read_text(encoding="utf-8") if path is not None else repr(_losses(model))
     return hashlib.blake2b(description.encode(), digest_size=8).hexdigest()

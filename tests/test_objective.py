@@ -83,7 +83,7 @@ BAD = [
      "; did you mean 'load_dat'?"),
     (MODEL.replace("return model", "return 3") + DATA, "build_model() must return a keras.Model, got int"),
     (MODEL.replace("return model", "") + DATA, "must return a keras.Model, got NoneType"),
-    (MODEL.replace("    model.compile", "    0 and model.compile") + DATA, "build_model() must return a compiled model"),
+    (MODEL.replace("    model.compile", "    0 and model.compile") + DATA, "must return a compiled model"),
     (MODEL.replace("build_model()", "build_model(width)") + DATA, "must work without arguments, got required width"),
     (MODEL.replace("model.compile", "1 / 0; model.compile") + DATA,
      "build_model() raised ZeroDivisionError: division by zero (line 5)"),
