@@ -14,11 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.training.tensorflow_import import import_tensorflow
-
-import_tensorflow()  # quietly, before an objective imports Keras
-
-from objectives import digits  # noqa: E402
+from objectives import digits
 from pipeline.training.data import make_data
 from pipeline.training.engine import Engine, Split
 from pipeline.training.tensorflow_import import import_tensorflow

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.training.tensorflow_import import import_tensorflow
-
-import_tensorflow()  # quietly, before an objective imports Keras
-
-from objectives import digits  # noqa: E402
+from objectives import digits
 from pipeline.search.space import Configuration
 from pipeline.search.trial import Monitor, run_trial
 from pipeline.training.data import make_data

@@ -18,11 +18,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from pipeline.training.tensorflow_import import import_tensorflow
-
-import_tensorflow()  # quietly, before an objective imports Keras
-
-from objectives import digits  # noqa: E402
+from objectives import digits
 from pipeline.progress import Reporter
 from pipeline.report.records import load_record
 from pipeline.search.study import StudyRunner, prepare, splits_of
