@@ -35,6 +35,7 @@ class Objective:
 
     Attributes:
         where: the file or module, as the study file names it.
+        path: the file, or None for a module.
         build_model: returns a compiled model.
         train: samples that the search splits.
         test: samples that only `lrtune fit` sees, or None.
@@ -43,6 +44,7 @@ class Objective:
     """
 
     where: str
+    path: Path | None
     build_model: Callable[[], Any]
     train: Data
     test: Data | None
@@ -113,7 +115,7 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
     model = build_model()
     _check_targets(name, model, train)
     labels = class_labels(train.y) if _classifies(model) else None
-    return Objective(name, build_model, train, test, labels, _model_digest(model, path))
+    return Objective(name, path, build_model, train, test, labels, _model_digest(model, path))
 
 
 def _import(name: str, path: Path | None) -> ModuleType:
@@ -143,7 +145,7 @@ def _import(name: str, path: Path | None) -> ModuleType:
     except SyntaxError as error:
         raise ObjectiveError(f"{name}: cannot be imported: {error.msg} (line {error.lineno}).") from error
     except (Exception, SystemExit) as error:
-        raise ObjectiveError(f"{name}: cannot be imported: {_describe(error)}{_line(error, path)}.") from error
+        raise ObjectiveError(f"{name}: cannot be imported: {describe_fault(error, path)}.") from error
 
 
 def _call(name: str, path: Path | None, function_name: str, function: Callable[[], Any]) -> Any:
@@ -161,12 +163,18 @@ def _call(name: str, path: Path | None, function_name: str, function: Callable[[
     try:
         return function()
     except (Exception, SystemExit) as error:
-        raise ObjectiveError(f"{name}: {function_name}() raised {_describe(error)}{_line(error, path)}.") from error
+        raise ObjectiveError(f"{name}: {function_name}() raised {describe_fault(error, path)}.") from error
 
 
-def _describe(error: BaseException) -> str:
+def describe_fault(error: BaseException, path: Path | None) -> str:
+    """Return what an exception in the user's code says, in one line, with the line of their file.
+
+    Args:
+        error: the exception.
+        path: the objective's file, or None.
+    """
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}".rstrip(": .")
+    return f"{type(error).__name__}: {text[:500]}".rstrip(": .") + _line(error, path)
 
 
 def _line(error: BaseException, path: Path | None) -> str:

@@ -80,7 +80,8 @@ def draw_range_test(info: RangeTestInfo) -> go.Figure:
         yanchor="bottom", font={"size": 12},
     )  # fmt: skip
     _style(figure, "learning rate", "batch loss", height=260)
-    figure.update_xaxes(type="log", dtick=1, exponentformat="power")
+    decades = np.log10(info.rates[-1] / info.rates[0]) if len(info.rates) > 1 else 1.0
+    figure.update_xaxes(type="log", dtick=2 if decades > 4 else 1, exponentformat="power", tickangle=0)
     figure.update_yaxes(range=[bottom - room, top + room])
     figure.update_layout(showlegend=False)
     return figure

@@ -264,7 +264,7 @@ def recommend(record: StudyRecord) -> Recommendation | None:
         value=float(back * runs.mean()),
         value_std=float(runs.std(ddof=1)) if len(runs) > 1 else None,
         baseline_value=float(back * np.mean(sound[baseline_number])) if baseline_number in sound else None,
-        improvement=verdict.improvement if verdict.winner != baseline_number else None,
+        improvement=verdict.improvement,
         tied_with=tuple(by_number[number] for number in verdict.tied_with),
         fold_runs=len(runs),
     )

@@ -24,7 +24,7 @@ def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
         + (
             f" ({answer.baseline_value:.4g}; gain {answer.improvement.mean:.3g}, 95% interval "
             f"{answer.improvement.low:.3g} to {answer.improvement.high:.3g})."
-            if answer.improvement is not None and answer.baseline_value is not None
+            if answer.improvement is not None and answer.baseline_value is not None and not answer.trial.baseline
             else "."
         ),
     ]

@@ -25,6 +25,10 @@ STARTUP_TRIALS = 5
 SAME_DECAY_TRIALS = 4
 """Earlier trials of the same scheme that make a comparison inside a fold meaningful."""
 
+SAME_DECAY_QUANTILE = 0.75
+"""Inside a fold, against the same scheme: worse than this share of them.  Not the median: a trial of the same
+scheme at a higher rate gains later too."""
+
 LENIENT_QUANTILE = 0.9
 """Inside a fold, against other schemes: worse than this share of them."""
 
@@ -76,12 +80,17 @@ class FoldPruner:
         self.past.append(trial)
 
     def after_fold(self, curves: Sequence[ArrayLike]) -> bool:
-        """Return whether a trial with these completed folds should end here."""
+        """Return whether a trial with these completed folds should end here.
+
+        A trial that ended before completing as many folds counts as worse.  Compared only with the
+        survivors, half of the trials would be lost again after every fold, whatever their worth.
+        """
         folds = len(curves)
         others = [
             running_score(past.curves[:folds])
-            for past in self.past
             if len(past.curves) >= folds and all(len(curve) == self.epochs for curve in past.curves[:folds])
+            else float("inf")
+            for past in self.past
         ]
         return self._worse(running_score(curves), others, self.quantile)
 
@@ -104,10 +113,10 @@ class FoldPruner:
             return [float(np.min(past.curves[fold][: epoch + 1])) for past in trials]
 
         same = [past for past in reached if past.decay == decay]
-        if len(same) >= SAME_DECAY_TRIALS and self._worse(best, best_so_far(same), self.quantile):
-            # Twice the share of all trials: a scheme's own median alone would prune the better
-            # half of a scheme that is good throughout.
-            return self._worse(best, best_so_far(reached), min(self.quantile, 1.0))
+        strict = max(self.quantile, SAME_DECAY_QUANTILE)
+        if len(same) >= SAME_DECAY_TRIALS and self._worse(best, best_so_far(same), strict):
+            # And worse than the usual share of all: a scheme that is good throughout keeps its worse trials.
+            return self._worse(best, best_so_far(reached), self.quantile)
         return self._worse(best, best_so_far(reached), max(self.quantile, LENIENT_QUANTILE))
 
     def _worse(self, value: float, others: Sequence[float], quantile: float) -> bool:
@@ -116,8 +125,7 @@ class FoldPruner:
         if not np.isfinite(value):
             return True
         finite = np.where(np.isfinite(others), others, np.inf)
-        limit = float(np.quantile(finite, quantile, method="higher"))
-        return value > limit
+        return value > float(np.quantile(finite, quantile, method="higher"))
 
 
 def running_score(curves: Sequence[ArrayLike]) -> float:

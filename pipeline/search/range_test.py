@@ -37,7 +37,7 @@ MINIMUM_STEPS = 8
 """Shorter curves are `too_short`."""
 
 INITIAL_STEPS = 5
-"""The initial loss is the mean over this many first steps, at rates too small to learn."""
+"""The initial loss is the mean over this many first steps, or a tenth of all, at rates too small to learn."""
 
 CLIP = 3.0
 """Losses are clipped at this multiple of the initial loss before smoothing, so that one explosion
@@ -125,16 +125,17 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTe
 
     if usable == 0:
         return result(DIVERGED_AT_START if steps else TOO_SHORT, np.full(steps, np.nan))
-    initial = float(loss[: min(INITIAL_STEPS, usable)].mean())
+    window = max(5, steps // 10)
+    first = min(max(INITIAL_STEPS, steps // 10), usable)
+    initial = float(loss[:first].mean())
     limit = initial + (CLIP - 1.0) * abs(initial)
     clipped = np.where(np.isfinite(loss), np.minimum(loss, limit), limit)
-    smoothed = smooth(clipped, max(5, steps // 10))
+    smoothed = smooth(clipped, window)
     if steps < MINIMUM_STEPS:
         return result(DIVERGED_AT_START if usable < steps else TOO_SHORT, smoothed)
     lowest = int(np.argmin(smoothed[:usable]))
     drop = initial - smoothed[lowest]
     # Standard error of a difference between the initial mean and a smoothed value.
-    window, first = max(5, steps // 10), min(INITIAL_STEPS, usable)
     noise = noise_level(clipped[:usable]) * np.sqrt(1.0 / window + 1.0 / first)
     fell = drop > max(3.0 * noise, 1e-9 * abs(initial))
     rose = usable < steps or bool((smoothed[lowest:] > initial).any()) or loss[-1] > initial

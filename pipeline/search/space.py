@@ -18,6 +18,19 @@ if TYPE_CHECKING:
     import optuna
 
 
+DIGITS = 4
+"""Significant digits of a drawn number: trials train with numbers that people can read and paste."""
+
+
+def tidy(value: float) -> float:
+    """Return a number with four significant digits.
+
+    >>> tidy(0.0107224045426)
+    0.01072
+    """
+    return float(f"{value:.{DIGITS}g}")
+
+
 @dataclass(frozen=True)
 class Configuration:
     """What one trial trains with.
@@ -40,8 +53,8 @@ class Configuration:
 
     def describe(self) -> str:
         """Return one line for people."""
-        end = "" if self.decay == "constant" else f" to {self.final_fraction:.3g}×"
-        return f"{self.optimizer} {self.learning_rate:.3g} {self.decay}{end}"
+        decay = "constant" if self.decay == "constant" else f"{self.decay} decay to {self.final_fraction:.3g}×"
+        return f"{self.optimizer} at {self.learning_rate:.4g}, {decay}"
 
 
 BASELINE = Configuration(BASELINE_OPTIMIZER, OPTIMIZERS[BASELINE_OPTIMIZER].default_learning_rate, "constant")
@@ -75,7 +88,7 @@ class Space:
         0.1
         """
         low, high = self.bounds[optimizer]
-        return float(round(low * (high / low) ** position, 15))
+        return tidy(low * (high / low) ** position)
 
     def position_of(self, optimizer: str, learning_rate: float) -> float:
         """Return the position of a learning rate, outside [0, 1] where the rate is outside the bounds."""
@@ -100,7 +113,7 @@ class Space:
         if self.final_fraction is None:
             return float(trial.suggest_categorical("final_fraction", self.final_fractions))
         low, high = self.final_fraction
-        return float(trial.suggest_float("final_fraction", low, high, log=True))
+        return min(tidy(trial.suggest_float("final_fraction", low, high, log=True)), 1.0)
 
     def _suggest_baseline(self, trial: optuna.trial.Trial) -> Configuration:
         """Name the baseline's parameters in the dashboard, as far as the space has them."""

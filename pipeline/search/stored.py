@@ -8,7 +8,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from pipeline.search.pruning import PastTrial
-from pipeline.search.space import BASELINE, Configuration
+from pipeline.search.space import BASELINE, Configuration, tidy
 from pipeline.search.trial import Monitor
 
 
@@ -20,7 +20,7 @@ def configuration_of(trial: FrozenTrial) -> Configuration:
         optimizer=trial.params["optimizer"],
         learning_rate=float(trial.user_attrs["learning_rate"]),
         decay=trial.params["decay"],
-        final_fraction=float(trial.params.get("final_fraction", 1.0)),
+        final_fraction=min(tidy(trial.params.get("final_fraction", 1.0)), 1.0),
     )
 
 

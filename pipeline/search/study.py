@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import __version__
 from pipeline.errors import KnownError, ObjectiveError, StorageError
-from pipeline.objective import Objective, check_sizes, load_objective
+from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
 from pipeline.progress import Reporter, duration
 from pipeline.search.pruning import FoldPruner
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
@@ -81,7 +81,9 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     except KnownError as error:
         raise ObjectiveError(f"{objective.where}: {error}") from error
     except Exception as error:  # whatever Keras raises when model and data do not fit
-        raise ObjectiveError(f"{objective.where}: the model cannot be built on the data: {_short(error)}") from error
+        raise ObjectiveError(
+            f"{objective.where}: the model cannot be built on the data: {describe_fault(error, objective.path)}."
+        ) from error
     monitor = find_monitor(study, engine)
     reporter.stage("data", objective.train.describe())
     return Prepared(study, objective, engine, splits, monitor)
@@ -154,9 +156,7 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
             except KnownError:
                 raise
             except Exception as error:  # the first step of training: whatever the model's code raises
-                raise ObjectiveError(
-                    f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}"
-                ) from error
+                raise _training_failed(prepared, optimizer, error) from error
             bar.update(len(found), optimizer)
     if all(test.status == DIVERGED_AT_START for test in found.values()):
         raise ObjectiveError(
@@ -179,9 +179,7 @@ def check_one_batch(prepared: Prepared) -> float:
     try:
         result = prepared.engine.start(optimizer, prepared.splits[0]).steps([1e-6])
     except Exception as error:  # the first step of training: whatever the model's code raises
-        raise ObjectiveError(
-            f"{prepared.objective.where}: training with {optimizer} failed: {_short(error)}"
-        ) from error
+        raise _training_failed(prepared, optimizer, error) from error
     if result.reason is not None:
         raise ObjectiveError(
             f"{prepared.objective.where}: the first batch must have a finite loss, got {result.losses[0]:g}. "
@@ -190,9 +188,10 @@ def check_one_batch(prepared: Prepared) -> float:
     return float(result.losses[0])
 
 
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:400]}"
+def _training_failed(prepared: Prepared, optimizer: str, error: Exception) -> ObjectiveError:
+    """Return the message for an exception in the first steps of training."""
+    fault = describe_fault(error, prepared.objective.path)
+    return ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {fault}.")
 
 
 class StudyRunner:
@@ -228,9 +227,12 @@ class StudyRunner:
             existing = None
         tests: dict[str, RangeTest] = {}
         if existing is None or "definition" not in existing.user_attrs:
+            decision = self._choose_engine()
             if self._searches_rates():
                 tests = range_tests(self.prepared, self.reporter)
-            decision = self._choose_engine()
+                for test in tests.values():
+                    bounds = f"{test.optimizer:<9} {test.low:8.2g} … {test.high:<8.2g}"
+                    self.reporter.stage("range test", f"{bounds} try {test.suggested:<8.2g} {test.note}")
             study = self._create(tests, decision)
         else:
             self._check_same(existing)
@@ -277,7 +279,10 @@ class StudyRunner:
         if config.confirm.finalists:
             ahead += (config.confirm.finalists + 1) * config.confirm.repeats * folds * config.epochs
         optimizers = config.search.optimizers
-        decision = engine.calibrate(optimizers[-1], self.prepared.splits[0], epochs=ahead, programs=len(optimizers))
+        try:
+            decision = engine.calibrate(optimizers[-1], self.prepared.splits[0], epochs=ahead, programs=len(optimizers))
+        except Exception as error:  # the first step of training: whatever the model's code raises
+            raise _training_failed(self.prepared, optimizers[-1], error) from error
         self.reporter.stage("engine", decision)
         return decision
 
@@ -307,12 +312,6 @@ class StudyRunner:
                 study.set_metric_names([prepared.monitor.name])
             # Last: its presence says that the study was set up whole.
             study.set_user_attr("definition", self._definition())
-        if tests:
-            for test in tests.values():
-                self.reporter.stage(
-                    "range test",
-                    f"{test.optimizer:<9} {test.low:8.2g} … {test.high:<8.2g} try {test.suggested:<8.2g} {test.note}",
-                )
         return study
 
     def _definition(self) -> dict[str, Any]:
@@ -340,7 +339,7 @@ class StudyRunner:
             "seed": config.seed,
             "pruner": config.pruning.pruner,
             "sampler": config.sampler.name,
-            "parameters": int(prepared.engine.model.count_params()),
+            "parameters": prepared.engine.parameters,
             "versions": {
                 "python": platform.python_version(),
                 "tensorflow": tensorflow.__version__,
@@ -502,7 +501,9 @@ class StudyRunner:
         except BaseException as error:
             storage = study._storage
             if isinstance(error, Exception):
-                storage.set_trial_user_attr(trial._trial_id, "error", _short(error))
+                storage.set_trial_user_attr(
+                    trial._trial_id, "error", describe_fault(error, self.prepared.objective.path)
+                )
                 storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
                 self._stop_after_failures(study)
                 return

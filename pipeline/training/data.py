@@ -58,7 +58,8 @@ class Data:
 
         def line(part: Tree) -> str:
             return ", ".join(
-                f"{path + ' ' if path else ''}{'×'.join(map(str, array.shape[1:])) or 'scalar'} {array.dtype}"
+                f"{path + ' ' if path else ''}{'×'.join(map(str, array.shape[1:])) or 'scalar'} "
+                f"{'text' if array.dtype.kind == 'U' else array.dtype}"
                 for path, array in leaves(part)
             )
 

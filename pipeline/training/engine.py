@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,11 @@ class Engine:
         """Names that a study can monitor: every validation metric with "val_" before it."""
         return [f"val_{name}" for name in self.test_names]
 
+    @property
+    def parameters(self) -> int:
+        """Number of the model's weights, frozen ones included."""
+        return sum(int(np.prod(v.shape)) for v in self.model.weights)
+
     def start(self, optimizer: str, split: Split) -> Run:
         """Reset weights, slots and random states, and return a run of the optimizer on the split.
 
@@ -169,7 +174,8 @@ class Engine:
             order = shuffle(split, epoch=0)[: REFERENCE_STEPS * self.batch_size]
             steps = -(-len(order) // self.batch_size)
             table = np.stack([np.zeros(steps), np.full(steps, np.inf)], axis=1)
-            result, _ = self._call(program.epoch, order, table, NO_RECENT_LOSSES, split.validation[:0])
+            epoch = program.compiled_epoch or program.epoch
+            result, _ = self._call(epoch, order, table, NO_RECENT_LOSSES, split.validation[:0])
             self._initial_losses[split.seed] = result.losses
         return self._initial_losses[split.seed]
 
@@ -522,13 +528,26 @@ class Run:
         return result
 
     def steps(self, rates: Any, rule: DivergenceRule | None = None) -> Epoch:
-        """Train as many steps as there are rates, over as many shuffles as that takes, without validation."""
-        rates = np.asarray(rates)
-        needed, order = len(rates) * self.engine.batch_size, np.empty(0, np.int32)
-        while len(order) < needed:
+        """Train as many steps as there are rates, over as many shuffles as that takes, without validation.
+
+        Args and returns: as `epoch`.
+        """
+        rates, size = np.asarray(rates), self.engine.batch_size
+        order = np.empty(0, np.int32)
+        while len(order) < len(rates) * size:
             order = np.concatenate([order, shuffle(self.split, self.epochs_done)])
             self.epochs_done += 1
-        return self._go(order[:needed], rates, rule, self.split.validation[:0], self.program.epoch)
+        # A compiled epoch has room for so many steps and no more; the run's state carries over.
+        chunk = self._epoch.rows or len(rates)
+        losses: list[Floats] = []
+        for start in range(0, len(rates), chunk):
+            part = rates[start : start + chunk]
+            samples = order[start * size : (start + len(part)) * size]
+            result = self._go(samples, part, rule, self.split.validation[:0], self._epoch)
+            losses.append(result.losses)
+            if result.diverged_step is not None:
+                return replace(result, losses=np.concatenate(losses), diverged_step=start + result.diverged_step)
+        return replace(result, losses=np.concatenate(losses))
 
     def _go(self, order: Any, rates: Any, rule: DivergenceRule | None, validation: Any, epoch: _Epoch) -> Epoch:
         ceilings = np.full(len(rates), np.inf)
