@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import re
@@ -118,6 +119,14 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
     return Objective(name, path, build_model, train, test, labels, _model_digest(model, path))
 
 
+class _Uncached(importlib.machinery.SourceFileLoader):
+    """Loads the source as it is now: a cached compilation is told from an edit only by size and second."""
+
+    def path_stats(self, path: Any) -> Any:
+        """Say that nothing is known of the file, so that no cache is read or written."""
+        raise OSError(path)
+
+
 def _import(name: str, path: Path | None) -> ModuleType:
     """Import the objective; its own folder comes first on the import path, as when it is run."""
     try:
@@ -128,7 +137,7 @@ def _import(name: str, path: Path | None) -> ModuleType:
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
         module_name = f"lrtune_objective_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
-        spec = importlib.util.spec_from_file_location(module_name, path)
+        spec = importlib.util.spec_from_file_location(module_name, path, loader=_Uncached(module_name, str(path)))
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
@@ -303,9 +312,9 @@ def _model_digest(model: Any, path: Path | None) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a lambda loss is described, not saved
-            compiled = model.get_compile_config() or {}
+            compiled, architecture = model.get_compile_config() or {}, model.to_json()
         # Keras numbers layers as they are made in the process ("dense_3"), which is no difference.
-        description = re.sub(r'_\d+(?=")', "", model.to_json())
+        description = re.sub(r'_\d+(?=")', "", architecture)
         description += repr({key: compiled.get(key) for key in ("loss", "metrics", "loss_weights")})
     except Exception:  # models of the user's own class need no get_config; their source stands for them
         description = path.read_text(encoding="utf-8") if path is not None else repr(_losses(model))

@@ -248,12 +248,13 @@ def test_a_run_starts_anew_whatever_ran_before(case):
     np.testing.assert_array_equal(losses(), first)
 
 
+@pytest.mark.parametrize("build", [dense, random_layers])
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_xla_gives_the_same_training_as_the_plain_graph(optimizer):
-    """Losses, metrics and the partial batch agree within float tolerance."""
+def test_xla_gives_the_same_training_as_the_plain_graph(optimizer, build):
+    """Losses, metrics, dropped units and the partial batch agree within float tolerance."""
     results = []
     for xla in (False, True):
-        engine = Engine(dense, make_data("test", X, LABELS), batch_size=BATCH)
+        engine = Engine(build, make_data("test", X, LABELS), batch_size=BATCH)
         engine.xla = xla
         run = engine.start(optimizer, SPLIT)
         results.append([run.epoch(np.full(7, 0.01)) for _ in range(2)])

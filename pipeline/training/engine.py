@@ -25,6 +25,7 @@ from pipeline.training.data import Data, leaves, map_tree
 from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRule, ceiling
 from pipeline.training.optimizers import build_optimizer
 from pipeline.training.tensorflow_import import import_tensorflow
+from pipeline.training.xla_random import philox
 
 Floats = NDArray[np.float64]
 
@@ -378,7 +379,10 @@ class Engine:
             return tf.where(tf.math.is_finite(loss), tf.where(median > limit, 2, 0), 1)
 
         def loop_in_xla(order: Any, table: Any, full: Any, recent: Any) -> tuple[Any, ...]:
-            return steps(full, lambda i: tf.slice(order, [i * batch_size], [batch_size]), table, recent, table.shape[0])
+            with philox():
+                return steps(
+                    full, lambda i: tf.slice(order, [i * batch_size], [batch_size]), table, recent, table.shape[0]
+                )
 
         compiled_loop = tf.function(loop_in_xla, jit_compile=True, autograph=False)
 
@@ -489,8 +493,6 @@ class Engine:
         layers = list(self.model._flatten_layers())
         if any("Conv" in type(layer).__name__ for layer in layers):
             return "XLA runs convolutions slowly on a CPU"
-        if any(layer._seed_generators for layer in layers):
-            return "XLA draws random numbers slowly on a CPU"
         if len(layers) > 200:
             return "too many layers to compile soon"
         return None
