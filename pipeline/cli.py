@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from pipeline.errors import (
     EXIT_UNEXPECTED,
     EXIT_USAGE,
     KnownError,
+    NoAnswerError,
     did_you_mean,
 )
 
@@ -84,7 +86,7 @@ def tune(
     reporter = Reporter(quiet)
     check_writable(settings.output)
     signal.signal(signal.SIGTERM, _on_terminate)
-    _say_resume(f"lrtune tune {study}")
+    _say_resume(shlex.join(["lrtune", *(word for word in sys.argv[1:] if word != "--fresh")]))
     reporter.stage("study", f"{settings.name}: {settings.config.objective}, {settings.config.trials} trials")
     from pipeline.search.study import StudyRunner, prepare
 
@@ -93,8 +95,12 @@ def tune(
         runner.run(fresh=fresh)
     except KeyboardInterrupt:
         # What is there so far is worth a look; a second Ctrl-C ends at once.
-        with contextlib.suppress(KnownError):
+        with contextlib.suppress(Exception):
             _write_report(settings, quiet=True)
+        raise
+    except NoAnswerError:
+        # Its trials say why; results of an earlier study must not stand beside them.
+        _write_report(settings, quiet=True)
         raise
     import time
 

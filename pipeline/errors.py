@@ -32,6 +32,10 @@ class StorageError(KnownError):
     """The storage cannot be opened, read or written."""
 
 
+class NoAnswerError(KnownError):
+    """The study ran, but no trial came through."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the nearest known name, else a list of all.
 

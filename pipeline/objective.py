@@ -6,16 +6,18 @@ where.  Nothing here trains.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -116,7 +118,7 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
     model = build_model()
     _check_targets(name, model, train)
     labels = class_labels(train.y) if _classifies(model) else None
-    return Objective(name, path, build_model, train, test, labels, _model_digest(model, path))
+    return Objective(name, path, build_model, train, test, labels, _model_digest(model, module))
 
 
 class _Uncached(importlib.machinery.SourceFileLoader):
@@ -307,18 +309,51 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
         )
 
 
-def _model_digest(model: Any, path: Path | None) -> str:
-    """Return a hash of architecture, loss and metrics; of the source where Keras cannot describe them."""
+def _model_digest(model: Any, module: ModuleType) -> str:
+    """Return a hash of what the model is: its architecture, loss and metrics as Keras describes them.
+
+    Keras names a class or function of the user's own, but not what is in it; then the code of the
+    modules that define them counts too, without its comments.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a lambda loss is described, not saved
-            compiled, architecture = model.get_compile_config() or {}, model.to_json()
-        # Keras numbers layers as they are made in the process ("dense_3"), which is no difference.
-        description = re.sub(r'_\d+(?=")', "", architecture)
-        description += repr({key: compiled.get(key) for key in ("loss", "metrics", "loss_weights")})
-    except Exception:  # models of the user's own class need no get_config; their source stands for them
-        description = path.read_text(encoding="utf-8") if path is not None else repr(_losses(model))
-    return hashlib.blake2b(description.encode(), digest_size=8).hexdigest()
+            compiled, architecture = model.get_compile_config() or {}, json.loads(model.to_json())
+        described = [architecture, *(compiled.get(key) for key in ("loss", "metrics", "loss_weights"))]
+    except Exception:  # a model of the user's own class needs no get_config
+        described = [{"module": type(model).__module__}]
+    modules = set(_modules_named(described)) | {type(model).__module__}
+    foreign = sorted(name for name in modules if name.split(".")[0] != "keras")
+    text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(described, sort_keys=True, default=repr))
+    # Keras numbers layers as they are made in the process ("dense_3"), and an objective's module is
+    # named after the place of its file; neither is a difference.
+    text = re.sub(r'_\d+(?=")', "", re.sub(r"lrtune_objective_\w+", "", text))
+    if foreign:
+        sources = {module.__name__, *foreign} & sys.modules.keys()
+        text += "".join(_code_of(sys.modules[name]) for name in sorted(sources) if name != "builtins")
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _modules_named(described: Any) -> Iterator[str]:
+    """Yield the value of every "module" in nested descriptions."""
+    if isinstance(described, dict):
+        if isinstance(described.get("module"), str):
+            yield described["module"]
+        for value in described.values():
+            yield from _modules_named(value)
+    elif isinstance(described, list | tuple):
+        for value in described:
+            yield from _modules_named(value)
+    elif callable(described):
+        yield str(getattr(described, "__module__", "builtins"))
+
+
+def _code_of(module: ModuleType) -> str:
+    """Return a module's code without comments and layout; nothing where its source is not to be had."""
+    try:
+        return ast.dump(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")))
+    except (OSError, SyntaxError, ValueError):
+        return ""
 
 
 def check_sizes(objective: Objective, *, folds: int, batch_size: int, train_samples: int) -> None:

@@ -42,7 +42,9 @@ def anchored(url: str, folder: Path) -> str:
     path = sqlite_path(url)
     if path is None or path.is_absolute():
         return url
-    return url.replace(str(path), str((folder / path).resolve()), 1)
+    place, question, options = url.removeprefix("sqlite:///").partition("?")
+    prefix = "file:" if place.startswith("file:") else ""
+    return f"sqlite:///{prefix}{(folder / path).resolve()}{question}{options}"
 
 
 def without_password(url: str) -> str:
@@ -155,6 +157,16 @@ def _reason(error: BaseException) -> str:
     return (str(original).strip().splitlines() or [type(original).__name__])[0].rstrip(".")
 
 
+@contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Hold a lock file alone, among the processes of this machine; waits for its turn."""
+    import fcntl
+
+    with open(path, "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class LiveMark:
     """A lock file that is held while a process works on a study, on this machine.
 
@@ -188,6 +200,18 @@ class LiveMark:
 
         if self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def alone_now(self) -> bool:
+        """Return whether every other process has ended; if so, none can join until `share`."""
+        import fcntl
+
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            return False
+        return True
 
     def __exit__(self, *_: object) -> None:
         # The file stays: removing it would race with a process that has just opened it.

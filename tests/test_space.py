@@ -41,7 +41,7 @@ def run_study(sampler_name: str, space: Space, trials: int = 40) -> optuna.Study
     study = optuna.create_study()
     study.enqueue_trial(space.baseline_parameters(), user_attrs={"baseline": True})
     for number in range(trials):
-        study.sampler = make_sampler(sampler_name, 100 + number, space)
+        study.sampler = make_sampler(sampler_name, 100, number, space)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = study.ask()
@@ -83,3 +83,12 @@ def test_a_sweep_draws_only_the_given_rates():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     rates = {space.suggest(study.ask()).learning_rate for _ in range(20)}
     assert rates == {0.1, 0.01}
+
+
+def test_quasi_random_trials_differ_in_every_parameter():
+    """Positions and final fractions of a qmc study are spread, not one point repeated."""
+    study = run_study("qmc", SPACE, trials=25)
+    positions = {round(t.params["lr_position"], 9) for t in study.trials[1:]}
+    fractions = {round(t.params["final_fraction"], 9) for t in study.trials[1:] if "final_fraction" in t.params}
+    assert len(positions) == len(study.trials) - 1
+    assert len(fractions) == sum("final_fraction" in t.params for t in study.trials[1:])

@@ -88,6 +88,8 @@ def test_relative_paths_start_at_the_study_files_folder(tmp_path):
     """Absolute paths and other databases stay as they are."""
     assert anchored("sqlite:///a.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a.db"
     assert anchored("sqlite:////x/a.db?timeout=1", tmp_path) == "sqlite:////x/a.db?timeout=1"
+    assert anchored("sqlite:///./a.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a.db"
+    assert anchored("sqlite:///sqlite", tmp_path) == f"sqlite:///{tmp_path.resolve()}/sqlite"
     assert anchored("postgresql://h/db", tmp_path) == "postgresql://h/db"
 
 

@@ -129,6 +129,103 @@ def test_changed_data_or_model_is_refused(tiny):
     assert len(tune(tiny, trials=2).trials) == 2
 
 
+def test_a_changed_body_of_a_subclass_or_a_function_is_another_model(tiny):
+    """What Keras describes only by name is told by its code; a comment there is no difference."""
+    script = tiny.parent / "tiny.py"
+    lines = script.read_text().splitlines()
+    own = "\n".join("    model = Net()" if "keras.Sequential" in line else line for line in lines) + (
+        "\n\nclass Net(keras.Model):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b = keras.layers.Dense(8), keras.layers.Dense(2)\n\n"
+        "    def call(self, x):\n        return self.b(self.a(x))\n"
+    )
+    script.write_text(own)
+    tune(tiny, trials=1)
+    script.write_text(own + "\n# a comment\n")
+    assert len(tune(tiny, trials=2).trials) == 2
+    script.write_text(own.replace("Dense(8)", "Dense(16)"))
+    with pytest.raises(KnownError, match="the model's hash"):
+        tune(tiny, trials=3)
+
+
+def test_starting_over_does_not_cost_the_old_study_when_the_new_one_cannot_begin(tiny):
+    """With --fresh and inputs that no optimizer can take, the old trials stay."""
+    before = facts(tune(tiny, trials=2))
+    script = tiny.parent / "tiny.py"
+    loss = "keras.losses.SparseCategoricalCrossentropy(from_logits=True)"
+    script.write_text(script.read_text().replace(loss, "lambda y, p: p[:, 0] * float('nan')"))
+    with pytest.raises(KnownError, match="every optimizer diverges"):
+        tune(tiny, fresh=True)
+    assert facts(stored(tiny)) == before
+
+
+def test_a_metric_that_is_not_finite_in_an_epoch_neither_wins_nor_fails_the_trial(tiny):
+    """NaN and infinity of the monitored metric are the worst value, also when maximizing."""
+    script = tiny.parent / "tiny.py"
+    metric = (
+        "\n\ndef odd(y, p):\n    low = keras.ops.min(p)\n"
+        "    nan_or_one = keras.ops.where(low < -3., float('nan'), 0.0 * low + 1.0)\n"
+        "    return keras.ops.where(low < -5., float('inf'), nan_or_one)\n"
+    )
+    script.write_text(script.read_text().replace('"accuracy"', "odd") + metric)
+    study = tune(tiny, monitor="val_odd", mode="max", **{"confirm.finalists": 0})
+    assert {t.state.name for t in study.trials} <= {"COMPLETE", "PRUNED"}
+    assert all(t.value == 1.0 for t in study.trials if t.state.name == "COMPLETE")
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction"),
+    [("val_account_loss", "min"), ("val_price_loss", "min"), ("val_account_accuracy", "max"), ("val_loss", "min")],
+)
+def test_the_direction_is_that_of_the_metric_not_of_the_heads_name(tiny, metric, direction):
+    """A head called "account" has a loss to be minimized."""
+    script = tiny.parent / "tiny.py"
+    script.write_text(
+        script.read_text().replace("y[:100])", '{"account": y[:100], "price": y[:100]})')
+        .replace("y[100:])", '{"account": y[100:], "price": y[100:]})').split("def build_model")[0]
+        + "def build_model():\n    i = keras.Input((4,))\n"
+        "    o = {n: keras.layers.Dense(1, activation='sigmoid', name=n)(i) for n in ('account', 'price')}\n"
+        "    m = keras.Model(i, o)\n"
+        "    m.compile(loss={n: 'binary_crossentropy' for n in o}, metrics={'account': ['accuracy']})\n    return m\n"
+    )  # fmt: skip
+    assert prepare(read_study(tiny, {"monitor": metric}), Reporter(quiet=True)).monitor.mode == direction
+
+
+def test_hold_out_without_confirmation_has_an_answer_without_an_interval(tiny):
+    """One paired run supports no interval; everything is written all the same."""
+    import json
+
+    from pipeline.report.export import write_results
+    from pipeline.report.page import render
+
+    tune(tiny, trials=3, **{"validation.scheme": "hold-out", "confirm.finalists": 0})
+    record = load_record(read_study(tiny))
+    write_results(record, tiny.parent / "out", render(record))
+    best = json.loads((tiny.parent / "out" / "best.json").read_text())
+    assert best["improvement"]["ci_low"] is None
+    assert best["improvement"]["mean"] >= 0
+
+
+def test_a_timeout_leaves_time_for_the_search(tiny):
+    """The first trial's tracing does not count against the rest: a study of seconds runs more than one trial."""
+    study = tune(tiny, timeout="60s", **{"confirm.repeats": 20})
+    assert len(study.trials) == 8
+
+
+def test_two_processes_share_one_study(tiny):
+    """Started together they run each trial once, the default once, and no more than there are."""
+    children = [spawn(tiny, "--trials", "14") for _ in range(2)]
+    for child in children:
+        _, errors = child.communicate(timeout=200)
+        assert child.returncode == 0, errors.decode()
+    study = stored(tiny)
+    assert len(study.trials) == 14
+    assert [t.user_attrs.get("baseline", False) for t in study.trials].count(True) == 1
+    assert all(t.state.is_finished() for t in study.trials)
+    record = load_record(read_study(tiny))
+    assert record.confirm is not None
+    assert all(len(record.confirm["values"][str(n)]) == 2 for n in record.confirm["candidates"])
+
+
 def spawn(path: Path, *options: str) -> subprocess.Popen[bytes]:
     """Start `lrtune tune` as a process of its own."""
     return subprocess.Popen(
@@ -174,7 +271,8 @@ def test_kill_9_at_any_moment_loses_and_replays_nothing(tiny):
     assert [t.number for t in study.trials] == list(range(40))
     assert all(t.state.name in ("COMPLETE", "PRUNED") for t in study.trials)
     assert facts(study)[: len(done)] == done
-    assert facts(tune(tiny, fresh=True, epochs=30, **LONG)) == facts(study)
+    broken = facts(study)
+    assert facts(tune(tiny, fresh=True, epochs=30, **LONG)) == broken
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -220,20 +318,20 @@ def test_an_unknown_monitor_lists_what_there_is(tiny):
         tune(tiny, monitor="val_auc")
 
 
-def test_a_sweep_runs_every_rate_without_a_range_test(tiny):
-    """`values` tries each of them, and nothing else but the default."""
+def test_a_sweep_runs_every_rate_once_and_no_range_test(tiny):
+    """`values` tries each of them and nothing else but the default, however many trials are asked for."""
     study = tune(
         tiny,
-        trials=4,
+        trials=40,
         **{
-            "search.optimizers": ["sgd"],
+            "search.optimizers": ["sgd", "adam"],
             "search.decays": ["constant"],
-            "search.learning_rate": {"values": [0.1, 0.01, 0.001]},
+            "search.learning_rate": {"values": [0.1, 0.001]},
         },
     )
     assert study.user_attrs["range_test"] == {}
-    assert [t.user_attrs["learning_rate"] for t in study.trials] == [0.001, 0.1, 0.01, 0.001]
-    assert [t.user_attrs.get("baseline", False) for t in study.trials] == [True, False, False, False]
+    tried = [(t.params["optimizer"], t.user_attrs["learning_rate"]) for t in study.trials]
+    assert tried == [("adam", 0.001), ("sgd", 0.1), ("adam", 0.1), ("sgd", 0.001)]
 
 
 def test_hold_out_validation(tiny):

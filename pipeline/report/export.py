@@ -6,6 +6,7 @@ Every file is written aside and moved into place, so that none is ever half-writ
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -57,13 +58,18 @@ def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
         },
         "improvement": None
         if improvement is None
-        else {"mean": improvement.mean, "ci_low": improvement.low, "ci_high": improvement.high},
+        else {"mean": improvement.mean, "ci_low": _finite(improvement.low), "ci_high": _finite(improvement.high)},
         "tied_with": [
             {"trial": trial.number, "baseline": trial.baseline, **trial.configuration.as_dict()}
             for trial in answer.tied_with
             if trial.configuration is not None
         ],
     }
+
+
+def _finite(value: float) -> float | None:
+    """Return a bound, or None where one paired run gives none."""
+    return value if math.isfinite(value) else None
 
 
 def keras_code(record: StudyRecord, answer: Recommendation) -> str:
@@ -119,7 +125,11 @@ def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[P
     files["bounds.csv"] = bounds_frame(record).to_csv(index=False)
     if page is not None:
         files["report.html"] = page
-    return write_files(folder, files)
+    written = write_files(folder, files)
+    if answer is None:
+        for name in ("best.json", "best.py"):  # of an earlier study under this name
+            (folder / name).unlink(missing_ok=True)
+    return written
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:

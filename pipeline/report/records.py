@@ -154,6 +154,8 @@ class Recommendation:
             return (
                 "the Keras default diverged" if self.baseline_value is None else "not compared with the Keras default"
             )
+        if self.fold_runs < 2:
+            return "not compared with the Keras default by more than one run"
         if self.improvement.low > 0:
             return "better than the Keras default"
         return "not distinguishable from the Keras default"
@@ -274,6 +276,9 @@ def _confirmed_costs(record: StudyRecord) -> dict[int, list[float]]:
     """Return the costs of the confirmation's candidates, infinite where one diverged; empty before it is whole."""
     if not record.confirm:
         return {}
+    best = next((trial for trial in record.ranked() if not trial.baseline), None)
+    if best is not None and best.number not in record.confirm["candidates"]:
+        return {}  # trials that came later were not confirmed
     repeats = record.confirm["repeats"]
     costs = {}
     for number in record.confirm["candidates"]:
@@ -285,6 +290,13 @@ def _confirmed_costs(record: StudyRecord) -> dict[int, list[float]]:
         ]
     longest = max(len(values) for values in costs.values())
     return {number: values if len(values) == longest else [math.inf] for number, values in costs.items()}
+
+
+TRIAL_COLUMNS = (
+    "number", "state", "optimizer", "learning_rate", "decay", "final_fraction", "batch_size", "value", "value_std",
+    "best_epoch", "verdict", "overfit_epoch", "diverged_at", "folds_run", "epochs_run", "seconds", "baseline", "error",
+)  # fmt: skip
+"""Columns of trials.csv."""
 
 
 def trials_frame(record: StudyRecord) -> pd.DataFrame:
@@ -316,7 +328,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
                 "error": trial.error,
             }
         )
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=TRIAL_COLUMNS)
     for column in ("best_epoch", "overfit_epoch"):
         frame[column] = frame[column].astype("Int64")
     return frame

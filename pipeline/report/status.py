@@ -59,6 +59,10 @@ def status_text(study: Study) -> str:
     seconds = [t.duration.total_seconds() for t in finished if t.duration is not None]
     if seconds and len(finished) < total:
         lines.append(f"  about {duration(sum(seconds) / len(seconds) * (total - len(finished)))} of trials left")
-    if len(finished) >= total:
-        lines.append("  confirmed on fresh seeds" if attributes.get("confirm") else "  not confirmed yet")
+    if len(finished) >= total and study.config.confirm.finalists:
+        confirm = attributes.get("confirm") or {"values": {}, "candidates": [], "repeats": 0}
+        done = sum(len(confirm["values"].get(str(number), [])) for number in confirm["candidates"])
+        asked = confirm["repeats"] * len(confirm["candidates"])
+        whole = asked and done >= asked
+        lines.append("  confirmed on fresh seeds" if whole else f"  not confirmed yet ({done} confirmation runs)")
     return "\n".join(lines)

@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.report.export import keras_code
-from pipeline.report.records import StudyRecord, recommend
+from pipeline.report.records import Recommendation, StudyRecord, recommend
+
+
+def _evidence(answer: Recommendation) -> str:
+    """Return the default's value, the gain and its interval, in brackets, as far as they are known."""
+    if answer.improvement is None or answer.baseline_value is None or answer.trial.baseline:
+        return ""
+    gain = f" ({answer.baseline_value:.4g}; gain {answer.improvement.mean:.3g}"
+    if answer.fold_runs < 2:
+        return f"{gain})"
+    return f"{gain}, 95% interval {answer.improvement.low:.3g} to {answer.improvement.high:.3g})"
 
 
 def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
@@ -20,13 +30,7 @@ def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
     lines = [
         "",
         f"Train with {answer.configuration.describe()} for {answer.epochs} epochs.",
-        f"{record.monitor.name} {answer.value:.4g}{spread}: {answer.headline}"
-        + (
-            f" ({answer.baseline_value:.4g}; gain {answer.improvement.mean:.3g}, 95% interval "
-            f"{answer.improvement.low:.3g} to {answer.improvement.high:.3g})."
-            if answer.improvement is not None and answer.baseline_value is not None and not answer.trial.baseline
-            else "."
-        ),
+        f"{record.monitor.name} {answer.value:.4g}{spread}: {answer.headline}{_evidence(answer)}.",
     ]
     ties = [
         "the Keras default" if trial.baseline else trial.configuration.describe()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, QMCSampler, TPESampler
 
 from pipeline.errors import KnownError
 
@@ -65,17 +65,47 @@ def joint_space(space: Space) -> dict[str, BaseDistribution]:
     return joint
 
 
-def make_sampler(name: str, seed: int, space: Space) -> BaseSampler:
-    """Return a sampler.
+class JointQMCSampler(QMCSampler):
+    """Quasi-random positions and final fractions; optimizer and decay are drawn at random.
+
+    Args:
+        space: what is searched.
+        seed: seed of the sequence, the same for every trial of a study.
+        own_seed: seed of what is drawn at random, another for every trial.
+    """
+
+    def __init__(self, space: Space, seed: int, own_seed: int) -> None:
+        super().__init__(
+            scramble=True,
+            seed=seed,
+            independent_sampler=optuna.samplers.RandomSampler(seed=own_seed),
+            warn_independent_sampling=False,
+            warn_asynchronous_seeding=False,
+        )
+        self._sequence: dict[str, BaseDistribution] = {}
+        if not space.learning_rates:
+            self._sequence["lr_position"] = FloatDistribution(0.0, 1.0)
+        if space.final_fraction is not None and set(space.decays) - {"constant"}:
+            self._sequence["final_fraction"] = FloatDistribution(*space.final_fraction, log=True)
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
+        """Return the given space."""
+        return dict(self._sequence)
+
+
+def make_sampler(name: str, study_seed: int, number: int, space: Space) -> BaseSampler:
+    """Return the sampler of one trial.
 
     Args:
         name: a name in `SAMPLERS` of the study file.
-        seed: its seed.
+        study_seed: seed of the study.
+        number: number of the trial; it seeds what must differ between trials.
         space: what it samples.
 
     Raises:
         KnownError: when the sampler's own package is missing.
     """
+    seed = study_seed + number
     packages = {"cma-es": "cmaes", "gp": "torch"}
     if name in packages and importlib.util.find_spec(packages[name]) is None:
         raise KnownError(f"sampler.name: '{name}' needs the package {packages[name]}: pip install {packages[name]}.")
@@ -86,7 +116,7 @@ def make_sampler(name: str, seed: int, space: Space) -> BaseSampler:
         if name == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         if name == "qmc":
-            return optuna.samplers.QMCSampler(seed=0, warn_independent_sampling=False, warn_asynchronous_seeding=False)
+            return JointQMCSampler(space, study_seed, seed)
         if name == "cma-es":
             return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
         if name == "gp":

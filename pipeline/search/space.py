@@ -141,6 +141,28 @@ class Space:
             parameters["learning_rate"] = BASELINE.learning_rate
         return parameters
 
+    def sweep(self) -> list[dict[str, Any]]:
+        """Return the parameters of every configuration of a sweep but the baseline's, rate by rate."""
+        points = []
+        for rate in self.learning_rates:
+            for optimizer in self.optimizers:
+                for decay in self.decays:
+                    point = {"optimizer": optimizer, "decay": decay, "learning_rate": rate}
+                    if point == self.baseline_parameters():
+                        continue
+                    if decay == "constant" or not self.final_fractions:
+                        points.append(point)
+                    else:
+                        points += [{**point, "final_fraction": fraction} for fraction in self.final_fractions]
+        return points
+
+    @property
+    def size(self) -> float:
+        """Number of configurations, the baseline included; infinite unless everything is a choice."""
+        if not self.learning_rates or (set(self.decays) - {"constant"} and not self.final_fractions):
+            return math.inf
+        return len(self.sweep()) + 1
+
     def suggestion_parameters(self, optimizer: str, learning_rate: float) -> dict[str, Any]:
         """Return the parameters that enqueue a range test's suggestion.
 

@@ -20,16 +20,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import __version__
-from pipeline.errors import KnownError, ObjectiveError, StorageError
+from pipeline.errors import KnownError, NoAnswerError, ObjectiveError, StorageError
 from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
 from pipeline.progress import Reporter, duration
 from pipeline.search.pruning import FoldPruner
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
 from pipeline.search.samplers import make_sampler
-from pipeline.search.space import Space
+from pipeline.search.space import BASELINE, Space
 from pipeline.search.stored import best_epoch_of, configuration_of, past_trial
 from pipeline.search.trial import Monitor, Outcome, run_trial, split_seed
-from pipeline.storage import LAYOUT, LiveMark, open_storage, sqlite_path, storage_errors, without_password
+from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
 from pipeline.study_file import Study
 from pipeline.training.engine import Engine, Split
 from pipeline.training.splits import make_splits
@@ -125,10 +125,11 @@ def find_monitor(study: Study, engine: Engine) -> Monitor:
     direction = next((m._direction for m in metrics if m.name == name and getattr(m, "_direction", None)), None)
     if direction is not None:
         return Monitor(config.monitor, {"up": "max", "down": "min"}[direction])
-    if any(part in name for part in ("acc", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou")):
-        return Monitor(config.monitor, "max")
-    if any(part in name for part in ("loss", "error", "mse", "mae", "entropy", "divergence")):
+    words = set(name.split("_"))
+    if "loss" in words or words & {"error", "mse", "mae", "mape", "rmse", "crossentropy", "divergence"}:
         return Monitor(config.monitor, "min")
+    if words & {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou"}:
+        return Monitor(config.monitor, "max")
     raise KnownError(
         f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'."
     )
@@ -208,6 +209,7 @@ class StudyRunner:
         self.study = prepared.study
         self.config = prepared.study.config
         self.url = self.study.storage_url
+        self.started = time.monotonic()
 
     def run(self, *, fresh: bool = False) -> None:
         """Bring the study to the number of trials its file asks for, and confirm the best.
@@ -219,20 +221,20 @@ class StudyRunner:
             KnownError: when it cannot be resumed, with the differences and the way out.
         """
         existing = self._find()
-        if existing is not None and fresh:
-            with LiveMark(self._mark_path()) as mark:
-                if not mark.alone:
-                    raise KnownError(f"{self.study.path}: another process works on this study. End it before --fresh.")
-                optuna.delete_study(study_name=self.study.name, storage=existing._storage)
-            existing = None
         tests: dict[str, RangeTest] = {}
-        if existing is None or "definition" not in existing.user_attrs:
-            decision = self._choose_engine()
+        if existing is None or fresh or "definition" not in existing.user_attrs:
+            decision = self._choose_engine(existing)
             if self._searches_rates():
                 tests = range_tests(self.prepared, self.reporter)
+                if self.prepared.engine.fallback not in (None, decision):
+                    decision = str(self.prepared.engine.fallback)
+                    self.reporter.stage("engine", decision)
                 for test in tests.values():
                     bounds = f"{test.optimizer:<9} {test.low:8.2g} … {test.high:<8.2g}"
                     self.reporter.stage("range test", f"{bounds} try {test.suggested:<8.2g} {test.note}")
+            # Only now: a study that cannot begin must not cost the one that is there.
+            if existing is not None and fresh:
+                self._delete(existing)
             study = self._create(tests, decision)
         else:
             self._check_same(existing)
@@ -244,14 +246,34 @@ class StudyRunner:
                 self._requeue_orphans(study)
             mark.share()
             self._search(study)
-            self._confirm(study)
+            while study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+                # Other processes still work on trials of this study; those of one that died run here.
+                if mark.alone_now():
+                    self._requeue_orphans(study)
+                    mark.share()
+                    if self._search(study) == 0:
+                        break
+                else:
+                    time.sleep(0.5)
+            with exclusively(self._lock_path("confirm")):
+                self._confirm(study)
+
+    def _delete(self, study: optuna.Study) -> None:
+        with LiveMark(self._mark_path()) as mark:
+            if not mark.alone:
+                raise KnownError(f"{self.study.path}: another process works on this study. End it before --fresh.")
+            with storage_errors(self.url):
+                optuna.delete_study(study_name=self.study.name, storage=study._storage)
 
     # -- opening ----------------------------------------------------------------------------
 
     def _mark_path(self) -> Path:
+        return self._lock_path("live")
+
+    def _lock_path(self, purpose: str) -> Path:
         path = sqlite_path(self.url)
         folder, stem = (path.parent, path.name) if path is not None else (self.study.path.resolve().parent, "remote")
-        return folder / f".{stem}-{self.study.name}.lock"
+        return folder / f".{stem}-{self.study.name}-{purpose}.lock"
 
     def _find(self) -> optuna.Study | None:
         """Return the study of that name, or None; makes no database."""
@@ -267,9 +289,18 @@ class StudyRunner:
     def _searches_rates(self) -> bool:
         return self.config.search.learning_rate is None
 
-    def _choose_engine(self) -> str:
-        """Turn XLA on or off for the study, by its key or by measurement."""
+    def _choose_engine(self, before: optuna.Study | None) -> str:
+        """Turn XLA on or off for the study, by its key or by measurement.
+
+        A study that starts over on the same model keeps its decision: the two ways of training
+        differ in the last digit, and the same study with the same seed must give the same trials.
+        """
         engine, config = self.prepared.engine, self.config
+        if config.engine.xla == "auto" and before is not None:
+            model = before.user_attrs.get("definition", {}).get("model")
+            if model == self.prepared.objective.model_digest and "xla" in before.user_attrs:
+                engine.xla = bool(before.user_attrs["xla"])
+                return str(before.user_attrs.get("engine"))
         if config.engine.xla != "auto":
             engine.xla = bool(config.engine.xla)
             return f"{'XLA' if engine.xla else 'plain graph'} (set in the study file)"
@@ -408,27 +439,25 @@ class StudyRunner:
         plan: list[tuple[dict[str, Any], dict[str, Any]]] = [(space.baseline_parameters(), {"baseline": True})]
         for name, test in study.user_attrs["range_test"].items():
             plan.append((space.suggestion_parameters(name, test["suggested"]), {"source": "range test"}))
-        for rate in space.learning_rates:
-            plan += [
-                ({"optimizer": optimizer, "decay": decay, "learning_rate": rate}, {"source": "sweep"})
-                for optimizer in space.optimizers
-                for decay in space.decays
-            ]
-        there = len(study.get_trials(deepcopy=False))
-        for parameters, attributes in plan[there : self.config.trials]:
-            study.enqueue_trial(parameters, user_attrs=attributes)
+        plan += [(parameters, {"source": "sweep"}) for parameters in space.sweep()]
+        with exclusively(self._lock_path("queue")):
+            there = len(study.get_trials(deepcopy=False))
+            for parameters, attributes in plan[there : self.config.trials]:
+                study.enqueue_trial(parameters, user_attrs=attributes)
 
     def _finished(self, study: optuna.Study) -> int:
         return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
-    def _search(self, study: optuna.Study) -> None:
+    def _search(self, study: optuna.Study) -> int:
+        """Run trials until there are enough; return how many this process ran."""
         space = self._space(study)
+        total = int(min(self.config.trials, space.size))
+        ran = 0
         self._enqueue(study, space)
         pruner = FoldPruner.named(self.config.pruning.pruner, self.config.pruning.percentile, self.config.epochs)
         recorded: set[int] = set()
-        started = time.monotonic()
         spent_before = _seconds_of_trials(study)
-        with self.reporter.bar("trials", self.config.trials, self._finished(study)) as bar:
+        with self.reporter.bar("trials", total, self._finished(study)) as bar:
             while True:
                 trials = study.get_trials(deepcopy=False)
                 for past in trials:
@@ -438,19 +467,20 @@ class StudyRunner:
                 finished = sum(trial.state.is_finished() for trial in trials)
                 bar.update(finished, self._note(study, trials))
                 waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-                if not waiting and len(trials) >= self.config.trials:
+                if not waiting and len(trials) >= total:
                     break
                 if self.config.timeout is not None:
-                    spent = spent_before + time.monotonic() - started
-                    if spent + self._confirm_seconds(trials) >= self.config.timeout and finished > 0:
+                    spent = spent_before + time.monotonic() - self.started
+                    reserved = min(self._confirm_seconds(trials), self.config.timeout / 2)
+                    if spent + reserved >= self.config.timeout and finished > 0:
                         self.reporter.stage(
                             "timeout", f"{duration(self.config.timeout)} are used up after {finished} trials"
                         )
                         break
                 number = waiting[0] if waiting else len(trials)
                 # A sampler of its own per trial: a resumed study draws what an uninterrupted one draws.
-                study.sampler = make_sampler(self.config.sampler.name, self.config.seed + number, space)
-                self._run_one(study, space, pruner)
+                study.sampler = make_sampler(self.config.sampler.name, self.config.seed, number, space)
+                ran += self._run_one(study, space, pruner, total)
         trials = study.get_trials(deepcopy=False)
         states = {state: sum(t.state == state for t in trials) for state in TrialState}
         diverged = sum(bool(t.user_attrs.get("diverged_at")) for t in trials)
@@ -460,6 +490,7 @@ class StudyRunner:
             f"{states[TrialState.PRUNED] - diverged} pruned, {diverged} diverged"
             + (f", {states[TrialState.FAIL]} failed" if states[TrialState.FAIL] else ""),
         )
+        return ran
 
     def _note(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> str:
         complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
@@ -468,11 +499,18 @@ class StudyRunner:
         best = min(complete, key=lambda t: float(self.prepared.monitor.cost(t.value)))
         return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}"
 
-    def _run_one(self, study: optuna.Study, space: Space, pruner: FoldPruner) -> None:
-        """Ask, train, tell.  An interruption puts the trial back into the queue."""
+    def _run_one(self, study: optuna.Study, space: Space, pruner: FoldPruner, total: int) -> bool:
+        """Ask, train, tell.  An interruption puts the trial back into the queue.
+
+        Returns:
+            Whether there was a trial left to run.
+        """
         config = self.config
-        with warnings.catch_warnings():
+        with exclusively(self._lock_path("queue")), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the baseline's position may lie outside its range
+            trials = study.get_trials(deepcopy=False)
+            if len(trials) >= total and not any(t.state == TrialState.WAITING for t in trials):
+                return False  # another process took the last one
             trial = study.ask()
             configuration = space.suggest(trial)
         baseline = bool(trial.user_attrs.get("baseline"))
@@ -506,10 +544,11 @@ class StudyRunner:
                 )
                 storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
                 self._stop_after_failures(study)
-                return
+                return True
             storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             raise
         self._tell(study, trial, outcome)
+        return True
 
     def _stop_after_failures(self, study: optuna.Study) -> None:
         """End the study when nothing but failures came of its first trials, or of many in a row."""
@@ -518,7 +557,7 @@ class StudyRunner:
         if len(last) == 5 and all(t.state == TrialState.FAIL for t in last):
             causes = [str(t.user_attrs.get("error")) for t in last]
             commonest = max(set(causes), key=causes.count)
-            raise KnownError(
+            raise NoAnswerError(
                 f"{self.prepared.objective.where}: five trials in a row failed, most of them with: {commonest}"
             )
 
@@ -540,7 +579,8 @@ class StudyRunner:
     def _confirm_seconds(self, trials: Sequence[FrozenTrial]) -> float:
         """Estimate what the confirmation will take, from the trials so far."""
         config = self.config
-        done = [t for t in trials if t.state == TrialState.COMPLETE and t.duration is not None]
+        # The first trial's time is mostly tracing.
+        done = [t for t in trials if t.state == TrialState.COMPLETE and t.duration is not None and t.number > 0]
         if not done or not config.confirm.finalists:
             return 0.0
         seconds = float(np.median([t.duration.total_seconds() for t in done if t.duration is not None]))
@@ -552,14 +592,16 @@ class StudyRunner:
         trials = study.get_trials(deepcopy=False)
         complete = [t for t in trials if t.state == TrialState.COMPLETE]
         if not complete:
-            raise KnownError(
+            raise NoAnswerError(
                 f"{self.study.path}: no trial ran through: all of {len(trials)} diverged or failed. Look at "
                 "'lrtune report'; scale the data, or lower search.learning_rate."
             )
         if not config.confirm.finalists:
             return
         ranked = sorted(complete, key=lambda t: (float(monitor.cost(t.value)), t.number))
-        finalists = [t for t in ranked if not t.user_attrs.get("baseline")][: config.confirm.finalists]
+        distinct = {configuration_of(t): t for t in reversed(ranked)}  # of equal ones the best ranked stays
+        finalists = [t for t in ranked if t in distinct.values() and configuration_of(t) != BASELINE]
+        finalists = finalists[: config.confirm.finalists]
         baseline = [t for t in complete if t.user_attrs.get("baseline")]
         candidates = baseline + finalists
         record = dict(study.user_attrs.get("confirm") or {})

@@ -34,8 +34,9 @@ class Monitor:
     mode: str
 
     def cost(self, values: Any) -> Any:
-        """Return the values with lower always better."""
-        return np.asarray(values, dtype=float) * (1.0 if self.mode == "min" else -1.0)
+        """Return the values with lower always better; what is not finite is worst, in either mode."""
+        costs = np.asarray(values, dtype=float) * (1.0 if self.mode == "min" else -1.0)
+        return np.where(np.isfinite(costs), costs, np.inf)
 
 
 @dataclass
@@ -138,14 +139,19 @@ def run_trial(
                 return outcome
         if on_fold is not None:
             mean = np.mean(costs, axis=0)
-            on_fold(fold, float(monitor.cost(np.min(mean))))
+            on_fold(fold, float(np.min(mean) if monitor.mode == "min" else -np.min(mean)))
         if pruner is not None and fold + 1 < len(splits) and pruner.after_fold(costs):
             outcome.pruned = True
             return outcome
     mean = np.mean(costs, axis=0)
     best = int(np.argmin(mean))
+    if not np.isfinite(mean[best]):
+        last = {"fold": len(splits), "epoch": len(mean), "step": steps}
+        outcome.diverged_at = {**last, "reason": f"{monitor.name} finite in no epoch of every fold"}
+        outcome.pruned = True
+        return outcome
     outcome.best_epoch = best + 1
-    outcome.value = float(monitor.cost(mean[best]))
+    outcome.value = float(mean[best] if monitor.mode == "min" else -mean[best])
     if len(splits) > 1:
         outcome.value_std = float(np.std(np.asarray(costs)[:, best], ddof=1))
     return outcome

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ObjectiveError
+from pipeline.errors import KnownError, ObjectiveError
 from pipeline.training.data import Data, leaves, map_tree
 from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRule, ceiling
-from pipeline.training.optimizers import build_optimizer
+from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
 from pipeline.training.tensorflow_import import import_tensorflow
 from pipeline.training.xla_random import philox
 
@@ -78,17 +78,36 @@ class Epoch:
     reason: str | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Epoch:
-    """A traced epoch.
+    """An epoch as a function, with slower forms of it for models that the fastest cannot run.
 
     Attributes:
-        function: the graph function.
-        rows: rows that its table must have, where XLA wants them static, else None.
+        forms: (what it is called, the function), fastest first.
+        rows: rows that the table must have, where XLA wants them static, else None.
+        on_fallback: told the name of the form that took over, and the error that made it.
+        proven: whether the first form has run, so that later errors are real ones.
     """
 
-    function: Callable[..., Any]
+    forms: list[tuple[str, Callable[..., Any]]]
     rows: int | None
+    on_fallback: Callable[[str, Exception], None]
+    proven: bool = False
+
+    def __call__(self, *arguments: Any) -> Any:
+        while True:
+            try:
+                result = self.forms[0][1](*arguments)
+            except KnownError:
+                raise
+            except Exception as error:  # whatever tracing somebody's train_step may raise
+                if self.proven or len(self.forms) == 1:
+                    raise
+                self.forms.pop(0)
+                self.on_fallback(self.forms[0][0], error)
+            else:
+                self.proven = True
+                return result
 
 
 @dataclass
@@ -129,6 +148,7 @@ class Engine:
         self.data = data
         self.batch_size = batch_size
         self.xla = False
+        self.fallback: str | None = None
         self._parts = tuple(map_tree(self.tf.constant, part) for part in data.parts())
         values = max(1, sum(int(np.prod(leaf.shape[1:])) for _, leaf in leaves(data.x)))
         self._evaluation_batch = max(min(EVALUATION_VALUES // values, 1024), min(batch_size, 1024))
@@ -141,6 +161,8 @@ class Engine:
         self._own_train_step = _overrides(self.keras, self.model, "train_step")
         self._own_test_step = _overrides(self.keras, self.model, "test_step")
         self.train_names, self.test_names = self._build(self.model)
+        self._extras = _other_state(self.tf, self.keras, self.model)
+        self._initial_extras = [self.tf.constant(v.numpy()) for v in self._extras]
 
     @property
     def monitors(self) -> list[str]:
@@ -152,11 +174,11 @@ class Engine:
         """Number of the model's weights, frozen ones included."""
         return sum(int(np.prod(v.shape)) for v in self.model.weights)
 
-    def start(self, optimizer: str, split: Split) -> Run:
+    def start(self, optimizer: str | OptimizerSpec, split: Split) -> Run:
         """Reset weights, slots and random states, and return a run of the optimizer on the split.
 
         Args:
-            optimizer: a name in `OPTIMIZERS`.
+            optimizer: a name in `OPTIMIZERS`, or a specification of one's own.
             split: the samples and the seed.
         """
         program = self._program(optimizer)
@@ -182,7 +204,7 @@ class Engine:
 
     def _reset(self, program: _Program, seed: int) -> None:
         unseeded = self.tf.constant([seed % 2**31, 0], self._unseeded.state.dtype)
-        program.reset([*self._initial_state(seed), unseeded], program.initial_slots)
+        program.reset([*self._initial_state(seed), unseeded, *self._initial_extras], program.initial_slots)
 
     def calibrate(self, optimizer: str, split: Split, *, epochs: int, programs: int) -> str:
         """Decide by measurement whether XLA pays for the training that lies ahead.
@@ -204,6 +226,8 @@ class Engine:
             return f"plain graph ({obstacle})"
         program = self._program(optimizer)
         plain = self._seconds_per_epoch(program.epoch, program, split)
+        if self.fallback is not None:
+            return self.fallback
         if plain * epochs < XLA_COMPILE_SECONDS * programs * 2:
             return f"plain graph ({1000 * plain:.1f} ms per epoch; too little training ahead for XLA to pay)"
         started = time.perf_counter()
@@ -263,7 +287,7 @@ class Engine:
         if not (self._own_train_step or self._own_test_step):
             try:
                 model._symbolic_build(data_batch=batch)
-                names = list(model.get_metrics_result())
+                names = list(_scalars(model.get_metrics_result()))
                 return names, names
             except (RuntimeError, ValueError, TypeError, NotImplementedError):
                 pass  # `model.fit` builds such models while it traces the step; so does the probe
@@ -272,7 +296,11 @@ class Engine:
             names: list[str] = []
             spec = tf.nest.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), batch)
             traced = tf.function(lambda data: names.extend(_scalars(step(data))), autograph=False)
-            traced.get_concrete_function(spec)
+            try:
+                traced.get_concrete_function(spec)
+            except Exception:  # a step that cannot be traced is asked by running it
+                names.clear()
+                names.extend(_scalars(step(batch)))
             return list(dict.fromkeys(names))
 
         train_names = probe(model.train_step)
@@ -314,11 +342,13 @@ class Engine:
             self._snapshots[seed] = values
         return self._snapshots[seed]
 
-    def _program(self, name: str) -> _Program:
+    def _program(self, chosen: str | OptimizerSpec) -> _Program:
+        spec = find_optimizer(chosen)
+        name = f"{spec.keras_class}{sorted(spec.settings.items())}"
         if name not in self._programs:
-            optimizer = self._use(self.model, build_optimizer(name, lambda: self._rate))
+            optimizer = self._use(self.model, build_optimizer(spec, lambda: self._rate))
             optimizer.build(self.model.trainable_variables)
-            state = [*self._state(self.model), self._unseeded.state]
+            state = [*self._state(self.model), self._unseeded.state, *self._extras]
             slots = list(optimizer.variables)
 
             def reset(state_values: list[Any], slot_values: list[Any]) -> None:
@@ -358,6 +388,13 @@ class Engine:
             carried = self.train_names if self._own_train_step else []
             return loss, tf.stack([tf.cast(logs[name], tf.float32) for name in carried]) if carried else tf.zeros([0])
 
+        def one_test(index: Any) -> Any:
+            logs = _scalars(model.test_step(self._gather(index)))
+            carried = [tf.cast(logs[name], tf.float32) for name in self.test_names if self._own_test_step]
+            return tf.stack(carried) if carried else tf.zeros([0])
+
+        form: dict[str, Callable[..., Any]] = {"train": one_step, "test": one_test}
+
         def steps(count: Any, index_of: Callable[[Any], Any], table: Any, recent: Any, size: Any) -> tuple[Any, ...]:
             """Run `count` steps; stop where the divergence rule says so."""
             losses = tf.TensorArray(tf.float32, size=size, element_shape=())
@@ -365,7 +402,7 @@ class Engine:
 
             def body(i: Any, code: Any, before: Any, latest: Any, logs: Any, losses: Any) -> tuple[Any, ...]:
                 row = table[i]
-                loss, logs = one_step(index_of(i), row)
+                loss, logs = form["train"](index_of(i), row)
                 return i + 1, judge(before, latest, loss, row[1]), latest, loss, logs, losses.write(i, loss)
 
             start = (0, 0, recent[0], recent[1], tf.zeros([width]), losses)
@@ -402,14 +439,12 @@ class Engine:
             return result
 
         def evaluate(validation: Any) -> Any:
-            size = self._evaluation_batch
+            size, test = self._evaluation_batch, form["test"]
             width = len(self.test_names) if self._own_test_step else 0
             model.reset_metrics()
 
             def body(start: Any, _: Any) -> tuple[Any, Any]:
-                logs = _scalars(model.test_step(self._gather(validation[start : start + size])))
-                carried = [tf.cast(logs[name], tf.float32) for name in self.test_names[:width]]
-                return start + size, tf.stack(carried) if carried else tf.zeros([0])
+                return start + size, test(validation[start : start + size])
 
             _, logs = tf.while_loop(lambda start, _: start < tf.size(validation), body, (0, tf.zeros([width])))
             return logs if width else self._metric_results(self.test_names)
@@ -438,7 +473,28 @@ class Engine:
             tf.TensorSpec([2], tf.float32),
             tf.TensorSpec([None], tf.int32),
         ]
-        return _Epoch(tf.function(epoch, autograph=False, input_signature=signature), capacity)
+
+        def step_by_step(*arguments: Any) -> tuple[Any, ...]:
+            """The same loop in Python around steps that are traced one by one."""
+            if form["train"] is one_step:
+                index = tf.TensorSpec([None], tf.int32)
+                row = tf.TensorSpec([2], tf.float32)
+                form["train"] = tf.function(one_step, autograph=False, input_signature=[index, row])
+                form["test"] = tf.function(one_test, autograph=False, input_signature=[index])
+            return epoch(*arguments)
+
+        def eagerly(*arguments: Any) -> tuple[Any, ...]:
+            """The same loop in Python around steps that run as Python, as `run_eagerly` does."""
+            form.update(train=one_step, test=one_test)
+            return epoch(*arguments)
+
+        in_graph = tf.function(epoch, autograph=False, input_signature=signature)
+        forms = [("in one graph", in_graph), ("step by step", step_by_step), ("eagerly", eagerly)]
+        return _Epoch(forms[2:] if model.run_eagerly else forms[:1] if xla else forms, capacity, self._fall_back)
+
+    def _fall_back(self, form: str, error: Exception) -> None:
+        if self.fallback is None or form not in self.fallback:
+            self.fallback = f"trains {form}: the epoch cannot be traced as one graph ({_first_line(error)})"
 
     @property
     def _capacity(self) -> int:
@@ -457,7 +513,7 @@ class Engine:
         if epoch.rows is not None:
             order = np.pad(order, (0, epoch.rows * self.batch_size - samples))
             table = np.pad(table, ((0, epoch.rows - len(table)), (0, 0)))
-        losses, done, code, recent, train, test = epoch.function(
+        losses, done, code, recent, train, test = epoch(
             tf.constant(order, tf.int32),
             tf.constant(table, tf.float32),
             tf.constant(samples),
@@ -486,6 +542,8 @@ class Engine:
 
     def _xla_obstacle(self) -> str | None:
         """Return why XLA is not worth trying, known without measuring, or None."""
+        if self.model.run_eagerly:
+            return "the model asks to run eagerly"
         if any(leaf.dtype.kind in "USO" for part in self.data.parts() for _, leaf in leaves(part)):
             return "strings cannot be compiled"
         if self.tf.config.list_physical_devices("GPU"):
@@ -569,6 +627,39 @@ def shuffle(split: Split, epoch: int) -> NDArray[np.int32]:
 def _overrides(keras: Any, model: Any, name: str) -> bool:
     """Return whether the model's class brings its own method `name`."""
     return getattr(type(model), name) is not getattr(keras.Model, name)
+
+
+def _other_state(tf: Any, keras: Any, model: Any) -> list[Any]:
+    """Return the variables that a model keeps beside Keras's own: plain tf.Variables, further optimizers.
+
+    They are looked for among the attributes of the model and its layers, in lists and dicts too.
+    """
+    known = {id(getattr(v, "value", v)) for v in (*model.variables, *model.metrics_variables)}
+    if model.optimizer is not None:
+        known |= {id(v.value) for v in model.optimizer.variables}
+    found: list[Any] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, keras.optimizers.Optimizer):
+            for variable in value.variables if value is not model.optimizer else ():
+                look(variable)
+        elif isinstance(value, tf.Variable | keras.Variable):
+            plain = getattr(value, "value", value) if isinstance(value, keras.Variable) else value
+            if id(plain) not in known:
+                known.add(id(plain))
+                found.append(plain)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                look(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                look(item)
+
+    for owner in model._flatten_layers():
+        for name, value in vars(owner).items():
+            if not name.startswith("_"):
+                look(value)
+    return found
 
 
 def _scalars(logs: Any) -> dict[str, Any]:

@@ -63,11 +63,24 @@ BASELINE_OPTIMIZER = "adam"
 """What people use who tune nothing: Adam at Keras's default rate, kept constant."""
 
 
-def build_optimizer(name: str, learning_rate: float | Callable[[], Any]) -> Any:
+def find_optimizer(optimizer: str | OptimizerSpec) -> OptimizerSpec:
+    """Return the specification of an optimizer given by name.
+
+    Raises:
+        SettingError: for an unknown name.
+    """
+    if isinstance(optimizer, OptimizerSpec):
+        return optimizer
+    if optimizer not in OPTIMIZERS:
+        raise SettingError(f"'{optimizer}' is not an optimizer{did_you_mean(optimizer, OPTIMIZERS)}")
+    return OPTIMIZERS[optimizer]
+
+
+def build_optimizer(optimizer: str | OptimizerSpec, learning_rate: float | Callable[[], Any]) -> Any:
     """Return a new Keras optimizer.
 
     Args:
-        name: a name in `OPTIMIZERS`.
+        optimizer: a name in `OPTIMIZERS`, or a specification of one's own.
         learning_rate: a rate, or a function without arguments that returns it (a tensor will do).
 
     Returns:
@@ -78,7 +91,5 @@ def build_optimizer(name: str, learning_rate: float | Callable[[], Any]) -> Any:
     """
     import keras
 
-    if name not in OPTIMIZERS:
-        raise SettingError(f"build_optimizer: '{name}' is not an optimizer{did_you_mean(name, OPTIMIZERS)}")
-    spec = OPTIMIZERS[name]
+    spec = find_optimizer(optimizer)
     return getattr(keras.optimizers, spec.keras_class)(learning_rate=learning_rate, **spec.settings)
