@@ -47,6 +47,7 @@ lint: $(READY) ## ruff and a strict type checker
 
 bench: $(READY) ## measure lrtune against model.fit and a plain Optuna script
 	@$(BIN)/python -m benchmarks.epoch
+	@$(BIN)/python -m benchmarks.engine
 	@$(BIN)/python -m benchmarks.memory
 	@$(BIN)/python -m benchmarks.study
 
