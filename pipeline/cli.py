@@ -199,6 +199,60 @@ def dashboard(
     serve(_read(context, study, None), host, port)
 
 
+@app.command(
+    context_settings=KEYS,
+    help="Train the recommendation on all training data, evaluate once on the test set, save model.keras." + KEYS_HELP,
+    epilog="Example: lrtune fit studies/digits.toml",
+)
+def fit(context: typer.Context, study: StudyArgument, output: OutputOption = None, quiet: QuietOption = False) -> None:
+    from pipeline.progress import Reporter
+    from pipeline.report.export import check_writable
+    from pipeline.report.records import load_record, recommend
+
+    settings = _read(context, study, output)
+    check_writable(settings.output)
+    answer = recommend(load_record(settings))
+    if answer is None:
+        raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
+    reporter, config = Reporter(quiet), settings.config
+    reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all training data")
+    from pipeline.objective import load_objective
+    from pipeline.search.fit import fit_recommended
+
+    objective = load_objective(
+        config.objective, study.resolve().parent, test_fraction=config.test_fraction, seed=config.seed
+    )
+    with reporter.bar("epochs", answer.epochs) as bar:
+        fitted = fit_recommended(
+            objective,
+            answer.configuration,
+            settings.output,
+            epochs=answer.epochs,
+            decay_epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            on_epoch=lambda done, loss: bar.update(done, f"loss {loss:.4g}"),
+        )
+    for name, value in fitted.test.items():
+        print(f"test {name} {value:.4g}")
+    print(f'Saved {fitted.path}; load it with keras.models.load_model("{fitted.path}")')
+
+
+@app.command(
+    help="Write a commented study file beside your own objective; the objective is read, not run.",
+    epilog="Example: lrtune init objectives/digits.py",
+)
+def init(
+    objective: Annotated[
+        Path, typer.Argument(metavar="FILE.py", help="Your Python file with build_model and load_data.")
+    ],
+) -> None:
+    from pipeline.study_template import new_study
+
+    path = new_study(objective)
+    print(f"Wrote {path}. Next: lrtune check {path}, then lrtune tune {path}")
+
+
 def _write_report(settings: Any, quiet: bool = False) -> None:
     """Write every result file from the storage and print the answer."""
     from pipeline.report.export import write_results

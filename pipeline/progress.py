@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 PLAIN_EVERY_SECONDS = 10.0
 """Where output is no terminal, a line of progress is printed at most this often."""
@@ -95,11 +95,10 @@ class Reporter:
             return
         columns = (
             TextColumn(f"[bold cyan]{name:<12}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(name, total=total, completed=done, note="", left="")

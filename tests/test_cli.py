@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY_OBJECTIVE
 
-COMMANDS = ("tune", "range-test", "report", "status", "check", "dashboard")
+COMMANDS = ("tune", "range-test", "report", "status", "check", "fit", "init", "dashboard")
 
 
 CALL = """
@@ -51,7 +51,8 @@ def test_every_command_explains_itself_with_an_example(lrtune_here, command):
     """Help says what the command does and how to call it."""
     done = lrtune_here(command, "--help")
     assert done.returncode == 0
-    assert f"Example: lrtune {command} studies/digits.toml" in done.stdout
+    example = "objectives/digits.py" if command == "init" else "studies/digits.toml"
+    assert f"Example: lrtune {command} {example}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -227,3 +228,65 @@ def test_the_dashboard_serves_the_study_on_this_machine_only(lrtune, tiny):
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+def test_init_writes_a_study_file_that_is_all_defaults(lrtune_here, tmp_path):
+    """It reads without mistakes, changes no default, is never overwritten, and its comments are true."""
+    from pipeline.study_file import StudyConfig, read_study
+
+    (tmp_path / "mine.py").write_text(TINY_OBJECTIVE)
+    done = lrtune_here("init", tmp_path / "mine.py")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "mine.toml"
+    assert read_study(path).config == StudyConfig(objective="mine.py")
+    lines = path.read_text().splitlines()
+    sweeps = [line for line in lines if line.startswith(("# learning_rate", "# timeout"))]
+    assert len(sweeps) == 3
+    path.write_text("\n".join(line.removeprefix("# ") for line in lines[3:] if line not in sweeps))
+    assert read_study(path).config == StudyConfig(objective="mine.py")
+    again = lrtune_here("init", tmp_path / "mine.py")
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read"),
+        ("def (", "is not valid Python"),
+        ("def build_model(): pass", "must define load_data()"),
+    ],
+)
+def test_init_refuses_what_is_no_objective(lrtune_here, tmp_path, text, message):
+    """Nothing is written for a file that is missing, broken or lacks a function; nothing of it is run."""
+    if text is not None:
+        (tmp_path / "mine.py").write_text(text)
+    done = lrtune_here("init", tmp_path / "mine.py")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "mine.toml").exists()
+
+
+def test_fit_trains_on_everything_and_saves_a_model_that_loads(lrtune_here, tiny):
+    """The saved model gives the printed test loss on the test set, and nothing else saw that set."""
+    import keras
+    import numpy as np
+
+    assert lrtune_here("tune", tiny, "--trials", "4").returncode == 0
+    done = lrtune_here("fit", tiny)
+    assert done.returncode == 0, done.stderr
+    printed = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("test "))
+    model = keras.models.load_model(tiny.parent / "tiny_study" / "model.keras")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((120, 4)).astype("float32")
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0).astype("int64")
+    loss, accuracy = model.evaluate(x[100:], y[100:], verbose=0)
+    assert float(printed["loss"]) == pytest.approx(loss, rel=1e-3)
+    assert float(printed["accuracy"]) == pytest.approx(accuracy, rel=1e-3)
+
+
+def test_fit_before_tune_names_the_command(lrtune_here, tiny):
+    """Without a study there is nothing to fit."""
+    done = lrtune_here("fit", tiny)
+    assert done.returncode == 1
+    assert "lrtune tune" in done.stderr

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 LEVELS = [
     {"pipeline.errors", "pipeline"},
     {"pipeline.training", "pipeline.progress", "pipeline.storage"},
-    {"pipeline.study_file", "pipeline.objective"},
+    {"pipeline.study_file", "pipeline.objective", "pipeline.study_template"},
     {"pipeline.search"},
     {"pipeline.report"},
     {"pipeline.cli"},

@@ -79,6 +79,17 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return function(tree)
 
 
+def map_trees(function: Callable[[Any, Any], Any], first: Tree, second: Tree) -> Tree:
+    """Apply `function` to the leaves of two trees of the same form, in pairs."""
+    if first is None or second is None:
+        return None
+    if isinstance(first, Mapping):
+        return {key: map_trees(function, value, second[key]) for key, value in first.items()}
+    if isinstance(first, tuple | list):
+        return type(first)(map_trees(function, a, b) for a, b in zip(first, second, strict=True))
+    return function(first, second)
+
+
 def leaves(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
     """Return (path, leaf) of every leaf that is not None, in order.
 

@@ -572,18 +572,20 @@ class Run:
         self._epoch = epoch or program.compiled_epoch or program.epoch
         self._recent: Any = NO_RECENT_LOSSES
 
-    def epoch(self, rates: Any, rule: DivergenceRule | None = None) -> Epoch:
+    def epoch(self, rates: Any, rule: DivergenceRule | None = None, *, validate: bool = True) -> Epoch:
         """Train one epoch and evaluate the validation samples.
 
         Args:
             rates: learning rate of each step, shape (steps per epoch,).
             rule: when to stop; without one only a non-finite loss stops.
+            validate: evaluate the validation samples at the end.
 
         Returns:
             Losses, metrics, and where it diverged.
         """
         order = shuffle(self.split, self.epochs_done)
-        result = self._go(order, np.asarray(rates), rule, self.split.validation, self._epoch)
+        held = self.split.validation if validate else self.split.validation[:0]
+        result = self._go(order, np.asarray(rates), rule, held, self._epoch)
         self.epochs_done += 1
         return result
 

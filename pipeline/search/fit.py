@@ -1,0 +1,132 @@
+"""Train the recommended configuration on all training data, and look at the test set once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import KnownError
+from pipeline.objective import Objective
+from pipeline.search.space import Configuration
+from pipeline.search.trial import split_seed
+from pipeline.training.data import Data, map_trees
+from pipeline.training.decays import rate_table
+from pipeline.training.divergence import TRIAL_RULE
+from pipeline.training.engine import Engine, Split
+from pipeline.training.optimizers import build_optimizer
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model and its only look at the test set.
+
+    Attributes:
+        path: the saved model.
+        test: metrics on the test set by name; empty without a test set.
+        train: metrics of the last epoch.
+    """
+
+    path: Path
+    test: dict[str, float]
+    train: dict[str, float]
+
+
+def fit_recommended(
+    objective: Objective,
+    configuration: Configuration,
+    folder: Path,
+    *,
+    epochs: int,
+    decay_epochs: int,
+    batch_size: int,
+    seed: int,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Fitted:
+    """Train, evaluate once, and save `model.keras`.
+
+    Args:
+        objective: model and data.
+        configuration: the recommendation.
+        folder: where the model is saved.
+        epochs: epochs to train.
+        decay_epochs: epochs over which the decay is laid out.
+        batch_size: samples per step.
+        seed: seed of initial weights and shuffles.
+        on_epoch: called with (epochs done, training loss).
+
+    Raises:
+        KnownError: when the run diverges or the model cannot be saved.
+    """
+    train, test = objective.train, objective.test
+    everything = train if test is None else _joined(train, test)
+    engine = Engine(objective.build_model, everything, batch_size=batch_size, seed=seed)
+    split = Split(
+        np.arange(train.samples, dtype=np.int32),
+        np.arange(train.samples, everything.samples, dtype=np.int32),
+        split_seed(seed, 0, 0),
+    )
+    steps = split.steps_per_epoch(batch_size)
+    table = rate_table(
+        configuration.decay, configuration.learning_rate, configuration.final_fraction, decay_epochs * steps
+    ).reshape(decay_epochs, steps)
+    run = engine.start(configuration.optimizer, split)
+    metrics: dict[str, float] = {}
+    for epoch in range(epochs):
+        result = run.epoch(table[epoch], TRIAL_RULE, validate=epoch + 1 == epochs)
+        if result.reason is not None:
+            raise KnownError(
+                f"{objective.where}: the run on all training data diverged in epoch {epoch + 1} ({result.reason}). "
+                "Run 'lrtune tune' with more trials, or lower search.learning_rate."
+            )
+        metrics = result.metrics
+        if on_epoch is not None:
+            on_epoch(epoch + 1, metrics["loss"])
+    held = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+    return Fitted(
+        _save(engine, configuration, folder / "model.keras"),
+        held if test is not None else {},
+        {name: value for name, value in metrics.items() if not name.startswith("val_")},
+    )
+
+
+def _joined(first: Data, second: Data) -> Data:
+    """Return the samples of both, one after the other."""
+    parts = (
+        map_trees(lambda a, b: np.concatenate([a, b]), one, other)
+        for one, other in zip(
+            (first.x, first.y, first.sample_weight), (second.x, second.y, second.sample_weight), strict=True
+        )
+    )
+    x, y, weight = parts
+    return Data(x, y, weight, first.samples + second.samples)
+
+
+def _save(engine: Engine, configuration: Configuration, path: Path) -> Path:
+    """Save the model aside and move it into place, compiled with an optimizer that loads again."""
+    model = engine.model
+    try:
+        compiled = model.get_compile_config()
+        fresh = build_optimizer(configuration.optimizer, configuration.learning_rate)
+        compiled["optimizer"] = engine.keras.optimizers.serialize(fresh)
+        model.compile_from_config(compiled)
+    except Exception:  # a loss or metric of the user's own that Keras cannot rebuild: the model is saved as it is
+        model.optimizer = build_optimizer(configuration.optimizer, configuration.learning_rate)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".keras")
+        os.close(handle)
+        try:
+            model.save(aside)
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise KnownError(f"{path}: the model cannot be saved ({error.strerror or error}).") from error
+    return path

@@ -1,0 +1,85 @@
+"""The commented study file that `lrtune init` writes: every key with its default."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from pipeline.errors import KnownError, ObjectiveError, did_you_mean
+
+TEMPLATE = """\
+# {name}: which learning rate, decay scheme and optimizer suit {objective}?
+# Check it with 'lrtune check', run it with 'lrtune tune'.  What is commented out shows the default.
+
+objective = "{objective}"
+# monitor     = "val_loss"      # any compiled metric with "val_" before it
+# epochs      = 30              # length of a run; decays end with it
+# batch_size  = 32
+# trials      = 60              # in all, over every restart
+# timeout     = "2h"            # in all; without it there is no limit
+# seed        = 0
+# test_fraction = 0.2           # held out when load_data returns only (x, y)
+
+[search]
+# optimizers     = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"]
+# decays         = ["constant", "linear", "step", "exponential", "time", "cosine"]
+# final_fraction = {{ low = 0.001, high = 1.0 }}       # last rate over first rate
+# learning_rate  = {{ low = 1e-4, high = 1e-1 }}       # given: no range test
+# learning_rate  = {{ values = [0.1, 0.01, 0.001] }}   # a sweep: exactly these
+
+[range_test]
+# low   = 1e-6
+# high  = 10.0
+# steps = 60
+
+[validation]
+# scheme = "k-fold"             # or "hold-out" with fraction = 0.2
+# folds  = 5
+
+[pruning]
+# pruner = "median"             # or "percentile", "none"
+
+[confirm]
+# finalists = 3                 # 0: no confirmation
+# repeats   = 5
+"""
+
+
+def new_study(objective: Path) -> Path:
+    """Write a study file beside an objective, under its name.
+
+    Args:
+        objective: the Python file with `build_model` and `load_data`; it is read, not run.
+
+    Returns:
+        The study file.
+
+    Raises:
+        ObjectiveError: when the objective is missing, is no Python, or lacks a function.
+        KnownError: when the study file exists or cannot be written.
+    """
+    try:
+        tree = ast.parse(objective.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ObjectiveError(f"{objective}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except SyntaxError as error:
+        raise ObjectiveError(f"{objective}: is not valid Python: {error.msg} (line {error.lineno}).") from None
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    for wanted in ("build_model", "load_data"):
+        if wanted not in names and "*" not in names:
+            raise ObjectiveError(f"{objective}: must define {wanted}(){did_you_mean(wanted, names) if names else ''}")
+    study = objective.with_suffix(".toml")
+    text = TEMPLATE.format(name=study.name, objective=objective.name.replace("\\", "\\\\").replace('"', '\\"'))
+    try:
+        with study.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise KnownError(f"{study}: exists already. Edit it, or move it away first.") from None
+    except OSError as error:
+        raise KnownError(f"{study}: cannot be written: {error.strerror}.") from None
+    return study
