@@ -79,7 +79,7 @@ def tune(
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    from pipeline.progress import Reporter, duration
+    from pipeline.progress import Reporter
     from pipeline.report.export import check_writable
 
     settings = _read(context, study, output)
@@ -103,6 +103,8 @@ def tune(
         _write_report(settings, quiet=True)
         raise
     import time
+
+    from pipeline.words import duration
 
     _write_report(settings)
     reporter.stage("done", f"in {duration(time.monotonic() - reporter.started)}")

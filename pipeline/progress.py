@@ -11,22 +11,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from pipeline.words import duration
+
 PLAIN_EVERY_SECONDS = 10.0
 """Where output is no terminal, a line of progress is printed at most this often."""
-
-
-def duration(seconds: float) -> str:
-    """Return a time span for people.
-
-    >>> duration(75), duration(8000)
-    ('1m 15s', '2h 13m')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
 @dataclass

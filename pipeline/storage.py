@@ -7,6 +7,7 @@ errors into messages, and tells on one machine whether the owner of a running tr
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,6 +62,17 @@ def without_password(url: str) -> str:
         return f"{url.split(':', 1)[0]}://..."
 
 
+def check_exists(url: str) -> None:
+    """Refuse a SQLite database that is not there, where reading would make an empty one.
+
+    Raises:
+        StorageError: naming the file and the command that makes it.
+    """
+    path = sqlite_path(url)
+    if path is not None and "mode=memory" not in url and not path.exists():
+        raise StorageError(f"storage.url: {path} does not exist. Run 'lrtune tune' first.")
+
+
 def open_storage(url: str, *, create: bool) -> RDBStorage:
     """Open a storage.
 
@@ -80,8 +92,8 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     path = sqlite_path(url)
     if path is not None and "mode=memory" not in url:
-        if not create and not path.exists():
-            raise StorageError(f"storage.url: {path} does not exist. Run 'lrtune tune' first.")
+        if not create:
+            check_exists(url)
         if path.is_dir():
             raise StorageError(f"storage.url must name a database file, got the folder {path}.")
         if create and not path.parent.is_dir():
@@ -113,7 +125,6 @@ def _tune_sqlite(engine: Any) -> None:
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
     """Turn the database's errors into one message with its remedy."""
-    import optuna
     import sqlalchemy.exc
 
     shown = without_password(url)
@@ -124,7 +135,16 @@ def storage_errors(url: str) -> Iterator[None]:
             f"storage.url: {shown} cannot be opened ({_reason(error)}). Expected something like "
             "sqlite:///studies.db or postgresql+psycopg://user@host/database, with its driver installed."
         ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, optuna.exceptions.StorageInternalError) as error:
+    except Exception as error:
+        # Optuna's own error is told by its name: importing Optuna for that costs a glance its speed.
+        of_database = isinstance(error, sqlalchemy.exc.SQLAlchemyError | sqlite3.Error)
+        if isinstance(error, RuntimeError) and re.search("runtime optuna version|optuna storage upgrade", str(error)):
+            raise StorageError(
+                f"storage.url: {shown} was made by another Optuna version ({_reason(error)}). "
+                "Upgrade it with 'optuna storage upgrade', or use another database."
+            ) from error
+        if not of_database and type(error).__name__ != "StorageInternalError":
+            raise
         reason = _reason(error)
         remedy = "Check that the database is there and can be reached."
         for sign, advice in (
@@ -140,13 +160,6 @@ def storage_errors(url: str) -> Iterator[None]:
                 remedy = advice
                 break
         raise StorageError(f"storage.url: {shown}: {reason}. {remedy}") from error
-    except RuntimeError as error:
-        if "runtime optuna version" in str(error) or "optuna storage upgrade" in str(error):
-            raise StorageError(
-                f"storage.url: {shown} was made by another Optuna version ({_reason(error)}). "
-                "Upgrade it with 'optuna storage upgrade', or use another database."
-            ) from error
-        raise
 
 
 def _reason(error: BaseException) -> str:

@@ -43,7 +43,13 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_status_imports_no_tensorflow(tiny):
     """Even with a study to show; checked where there is none yet, too."""
-    assert not modules_after(CALL.format(["status", str(tiny)])) & {"tensorflow", "keras", "pandas", "sklearn"}
+    assert not modules_after(CALL.format(["status", str(tiny)])) & {
+        "tensorflow",
+        "keras",
+        "pandas",
+        "sklearn",
+        "optuna",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)

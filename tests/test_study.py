@@ -381,3 +381,17 @@ def test_an_exception_in_trials_is_recorded_and_many_in_a_row_stop_the_study(tin
     assert states[1:3] == ["FAIL", "FAIL"]
     assert states[3] in ("COMPLETE", "PRUNED")
     assert "MemoryError" in stored(tiny).trials[1].user_attrs["error"]
+
+
+def test_status_says_what_optuna_reads(tiny):
+    """The counts, the best value and its trial are those of Optuna's own loading."""
+    from pipeline.report.status import status_text
+
+    study = tune(tiny, trials=6, **{"confirm.finalists": 0})
+    text = status_text(read_study(tiny, {"confirm.finalists": 0, "trials": 9}))
+    complete = sum(t.state.name == "COMPLETE" for t in study.trials)
+    assert text.startswith("tiny_study: 6 of 9 trials")
+    assert f"{complete} ran through" in text
+    assert f"best val_loss {study.best_value:.5g}" in text
+    assert f"(trial {study.best_trial.number})" in text
+    assert "of trials left" in text

@@ -1,27 +1,112 @@
-"""Where a study stands, from its storage, also while it runs elsewhere."""
+"""Where a study stands, from its storage, also while it runs elsewhere.
+
+A glance must not cost a second, so this one module asks Optuna's tables with a few counting
+queries instead of loading Optuna and every trial; the tests hold it to what Optuna itself reads.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import optuna
-from optuna.trial import TrialState
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
-from pipeline.progress import duration
-from pipeline.search.stored import configuration_of
-from pipeline.storage import open_storage, storage_errors, without_password
+from pipeline.storage import check_exists, storage_errors, without_password
+from pipeline.words import describe_configuration, duration
 
 if TYPE_CHECKING:
     from pipeline.study_file import Study
 
 STATES = (
-    ("ran through", TrialState.COMPLETE),
-    ("pruned", TrialState.PRUNED),
-    ("failed", TrialState.FAIL),
-    ("running", TrialState.RUNNING),
-    ("waiting", TrialState.WAITING),
+    ("ran through", "COMPLETE"),
+    ("pruned", "PRUNED"),
+    ("failed", "FAIL"),
+    ("running", "RUNNING"),
+    ("waiting", "WAITING"),
 )
+FINISHED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+class _Tables:
+    """Questions to the tables of one study."""
+
+    def __init__(self, connection: Any, name: str) -> None:
+        from sqlalchemy import text
+
+        self._run, self._text = connection.execute, text
+        rows = self.ask("SELECT study_id FROM studies WHERE study_name = :name", name=name)
+        self.study_id = rows[0][0] if rows else None
+
+    def ask(self, query: str, **values: Any) -> list[Any]:
+        return list(self._run(self._text(query), values))
+
+    def attribute(self, key: str) -> Any:
+        rows = self.ask(
+            "SELECT value_json FROM study_user_attributes WHERE study_id = :id AND key = :key",
+            id=self.study_id,
+            key=key,
+        )
+        return json.loads(rows[0][0]) if rows else None
+
+    def counts(self) -> dict[str, int]:
+        rows = self.ask("SELECT state, COUNT(*) FROM trials WHERE study_id = :id GROUP BY state", id=self.study_id)
+        return {str(state): int(count) for state, count in rows}
+
+    def diverged(self) -> int:
+        rows = self.ask(
+            "SELECT COUNT(*) FROM trial_user_attributes a JOIN trials t ON a.trial_id = t.trial_id "
+            "WHERE t.study_id = :id AND a.key = 'diverged_at' AND a.value_json <> 'null'",
+            id=self.study_id,
+        )
+        return int(rows[0][0])
+
+    def best(self) -> tuple[int, int, float] | None:
+        """Return (trial id, number, value) of the best trial that ran through."""
+        direction = self.ask("SELECT direction FROM study_directions WHERE study_id = :id", id=self.study_id)
+        order = "DESC" if direction and direction[0][0] == "MAXIMIZE" else "ASC"
+        rows = self.ask(
+            "SELECT t.trial_id, t.number, v.value FROM trials t JOIN trial_values v ON v.trial_id = t.trial_id "
+            f"WHERE t.study_id = :id AND t.state = 'COMPLETE' AND v.value_type = 'FINITE' "
+            f"ORDER BY v.value {order}, t.number LIMIT 1",
+            id=self.study_id,
+        )
+        return (int(rows[0][0]), int(rows[0][1]), float(rows[0][2])) if rows else None
+
+    def configuration(self, trial_id: int) -> str:
+        """Return what a trial trained with, in words."""
+        params = {}
+        for name, value, distribution in self.ask(
+            "SELECT param_name, param_value, distribution_json FROM trial_params WHERE trial_id = :id", id=trial_id
+        ):
+            choices = json.loads(distribution)["attributes"].get("choices")
+            params[name] = choices[int(value)] if choices else value
+        attributes = {
+            key: json.loads(value)
+            for key, value in self.ask(
+                "SELECT key, value_json FROM trial_user_attributes WHERE trial_id = :id "
+                "AND key IN ('learning_rate', 'baseline')",
+                id=trial_id,
+            )
+        }
+        if attributes.get("baseline"):
+            return f"the Keras default, adam at {attributes['learning_rate']:g}"
+        return describe_configuration(
+            params["optimizer"], attributes["learning_rate"], params["decay"], params.get("final_fraction", 1.0)
+        )
+
+    def mean_seconds(self) -> float | None:
+        """Return the mean duration of a finished trial."""
+        rows = self.ask(
+            "SELECT datetime_start, datetime_complete FROM trials "
+            "WHERE study_id = :id AND datetime_complete IS NOT NULL ORDER BY number DESC LIMIT 200",
+            id=self.study_id,
+        )
+        spans = [(_time(end) - _time(start)).total_seconds() for start, end in rows if start is not None]
+        return sum(spans) / len(spans) if spans else None
+
+
+def _time(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
 
 
 def status_text(study: Study) -> str:
@@ -31,36 +116,40 @@ def status_text(study: Study) -> str:
         StorageError: when the storage or the study is not there.
     """
     url = study.storage_url
-    storage = open_storage(url, create=False)
+    check_exists(url)
     with storage_errors(url):
-        if study.name not in optuna.get_all_study_names(storage):
-            raise StorageError(
-                f"{study.path}: the storage {without_password(url)} holds no study named '{study.name}'. "
-                f"Run 'lrtune tune {study.path}' first."
-            )
-        stored = optuna.load_study(study_name=study.name, storage=storage)
-        trials, attributes = stored.get_trials(deepcopy=False), stored.user_attrs
-    finished = [t for t in trials if t.state.is_finished()]
-    total = max(study.config.trials, len(trials))
-    diverged = sum(bool(t.user_attrs.get("diverged_at")) for t in trials)
-    counts = {label: sum(t.state == state for t in trials) for label, state in STATES}
-    counts["pruned"] -= diverged
-    counts = {"ran through": counts.pop("ran through"), "pruned": counts.pop("pruned"), "diverged": diverged, **counts}
+        from sqlalchemy import create_engine
+
+        with create_engine(url).connect() as connection:
+            return _describe(study, _Tables(connection, study.name))
+
+
+def _describe(study: Study, tables: _Tables) -> str:
+    if tables.study_id is None:
+        raise StorageError(
+            f"{study.path}: the storage {without_password(study.storage_url)} holds no study named '{study.name}'. "
+            f"Run 'lrtune tune {study.path}' first."
+        )
+    counts, diverged = tables.counts(), tables.diverged()
+    finished = sum(counts.get(state, 0) for state in FINISHED)
+    total = max(study.config.trials, sum(counts.values()))
+    shown = {label: counts.get(state, 0) for label, state in STATES}
+    shown["pruned"] -= diverged
+    ordered = [("ran through", shown.pop("ran through")), ("pruned", shown.pop("pruned")), ("diverged", diverged)]
     lines = [
-        f"{study.name}: {len(finished)} of {total} trials",
-        "  " + ", ".join(f"{count} {label}" for label, count in counts.items() if count),
+        f"{study.name}: {finished} of {total} trials",
+        "  " + (", ".join(f"{count} {label}" for label, count in (*ordered, *shown.items()) if count) or "none yet"),
     ]
-    complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
-    if complete:
-        sign = 1.0 if stored.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
-        best = min(complete, key=lambda t: (sign * (t.value or 0.0), t.number))
-        monitor = attributes.get("about", {}).get("monitor", "value")
-        lines.append(f"  best {monitor} {best.value:.5g}: {configuration_of(best).describe()} (trial {best.number})")
-    seconds = [t.duration.total_seconds() for t in finished if t.duration is not None]
-    if seconds and len(finished) < total:
-        lines.append(f"  about {duration(sum(seconds) / len(seconds) * (total - len(finished)))} of trials left")
-    if len(finished) >= total and study.config.confirm.finalists:
-        confirm = attributes.get("confirm") or {"values": {}, "candidates": [], "repeats": 0}
+    best = tables.best()
+    if best is not None:
+        trial_id, number, value = best
+        monitor = (tables.attribute("about") or {}).get("monitor", "value")
+        lines.append(f"  best {monitor} {value:.5g}: {tables.configuration(trial_id)} (trial {number})")
+    mean = tables.mean_seconds()
+    if mean is not None and finished < total:
+        lines.append(f"  about {duration(mean * (total - finished))} of trials left")
+    if finished >= total and study.config.confirm.finalists:
+        confirm = tables.attribute("confirm") or {"values": {}, "candidates": [], "repeats": 0}
         done = sum(len(confirm["values"].get(str(number), [])) for number in confirm["candidates"])
         asked = confirm["repeats"] * len(confirm["candidates"])
         whole = asked and done >= asked

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.training.optimizers import BASELINE_OPTIMIZER, OPTIMIZERS
+from pipeline.words import describe_configuration
 
 if TYPE_CHECKING:
     import optuna
@@ -53,8 +54,7 @@ class Configuration:
 
     def describe(self) -> str:
         """Return one line for people."""
-        decay = "constant" if self.decay == "constant" else f"{self.decay} decay to {self.final_fraction:.3g}×"
-        return f"{self.optimizer} at {self.learning_rate:.4g}, {decay}"
+        return describe_configuration(self.optimizer, self.learning_rate, self.decay, self.final_fraction)
 
 
 BASELINE = Configuration(BASELINE_OPTIMIZER, OPTIMIZERS[BASELINE_OPTIMIZER].default_learning_rate, "constant")

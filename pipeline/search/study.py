@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline import __version__
 from pipeline.errors import KnownError, NoAnswerError, ObjectiveError, StorageError
 from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
-from pipeline.progress import Reporter, duration
+from pipeline.progress import Reporter
 from pipeline.search.pruning import FoldPruner
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
 from pipeline.search.samplers import make_sampler
@@ -33,6 +33,7 @@ from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite
 from pipeline.study_file import Study
 from pipeline.training.engine import Engine, Split
 from pipeline.training.splits import make_splits
+from pipeline.words import duration
 
 MAXIMUM_RETRIES = 3
 """A trial whose process died this often is given up as failed."""
