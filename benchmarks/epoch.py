@@ -14,52 +14,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.engine import Case, fitted, hand_written
 from objectives import digits
 from pipeline.training.data import make_data
 from pipeline.training.engine import Engine, Split
-from pipeline.training.tensorflow_import import import_tensorflow
 
 BATCH, ROUNDS, EPOCHS_PER_ROUND = 32, 15, 5
-
-
-def hand_written(x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
-    """Return a function that trains one epoch in a loop as one would write it for this model alone."""
-    tf, keras = import_tensorflow()
-    model, optimizer = digits.build_model(), keras.optimizers.Adam(1e-3)
-    optimizer.build(model.trainable_variables)
-    features, labels = tf.constant(x), tf.constant(y)
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    accuracy = keras.metrics.SparseCategoricalAccuracy()
-    rng = np.random.default_rng(0)
-
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.int32)])
-    def epoch(order):
-        accuracy.reset_state()
-        steps = -(-tf.size(order) // BATCH)
-
-        def body(i, total):
-            index = order[i * BATCH : (i + 1) * BATCH]
-            bx, by = tf.gather(features, index), tf.gather(labels, index)
-            with tf.GradientTape() as tape:
-                logits = model(bx, training=True)
-                loss = loss_of(by, logits)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply(gradients, model.trainable_variables)
-            accuracy.update_state(by, logits)
-            return i + 1, total + loss
-
-        _, total = tf.while_loop(lambda i, _: i < steps, body, (0, 0.0))
-        return total / tf.cast(steps, tf.float32), accuracy.result()
-
-    return lambda: [float(v) for v in epoch(tf.constant(rng.permutation(len(x)).astype("int32")))] and None
-
-
-def fitted(x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
-    """Return a function that trains one epoch with `model.fit`."""
-    _, keras = import_tensorflow()
-    model = digits.build_model()
-    model.optimizer = keras.optimizers.Adam(1e-3)
-    return lambda: model.fit(x, y, batch_size=BATCH, epochs=1, verbose=0) and None
 
 
 def engine_side(x: np.ndarray, y: np.ndarray, *, xla: bool) -> Callable[[], None]:
@@ -75,9 +35,10 @@ def engine_side(x: np.ndarray, y: np.ndarray, *, xla: bool) -> Callable[[], None
 def main() -> None:
     """Measure and print the table."""
     (x, y), _ = digits.load_data()
+    case = Case(digits.build_model, x, y, BATCH, 0)
     sides = {
-        "model.fit": fitted(x, y),
-        "hand-written loop": hand_written(x, y),
+        "model.fit": fitted(case, 1),
+        "hand-written loop": hand_written(case),
         "engine, plain graph": engine_side(x, y, xla=False),
         "engine, XLA": engine_side(x, y, xla=True),
     }

@@ -21,7 +21,8 @@ import optuna
 from objectives import digits
 from pipeline.progress import Reporter
 from pipeline.report.records import load_record
-from pipeline.search.study import StudyRunner, prepare, splits_of
+from pipeline.search.prepare import prepare, splits_of
+from pipeline.search.study import StudyRunner
 from pipeline.study_file import read_study
 from pipeline.training.decays import keras_schedule_code
 from pipeline.training.optimizers import OPTIMIZERS

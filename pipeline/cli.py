@@ -88,7 +88,8 @@ def tune(
     signal.signal(signal.SIGTERM, _on_terminate)
     _say_resume(shlex.join(["lrtune", *(word for word in sys.argv[1:] if word != "--fresh")]))
     reporter.stage("study", f"{settings.name}: {settings.config.objective}, {settings.config.trials} trials")
-    from pipeline.search.study import StudyRunner, prepare
+    from pipeline.search.prepare import prepare
+    from pipeline.search.study import StudyRunner
 
     runner = StudyRunner(prepare(settings, reporter), reporter)
     try:
@@ -126,7 +127,7 @@ def range_test(
     reporter = Reporter(quiet)
     check_writable(settings.output)
     from pipeline.report.range_page import range_test_files
-    from pipeline.search.study import prepare, range_tests
+    from pipeline.search.prepare import prepare, range_tests
 
     prepared = prepare(settings, reporter)
     tests = range_tests(prepared, reporter)
@@ -171,7 +172,7 @@ def check(context: typer.Context, study: StudyArgument, quiet: QuietOption = Fal
     from pipeline.progress import Reporter
 
     settings = _read(context, study, None)
-    from pipeline.search.study import check_one_batch, prepare
+    from pipeline.search.prepare import check_one_batch, prepare
 
     prepared = prepare(settings, Reporter(quiet))
     loss = check_one_batch(prepared)

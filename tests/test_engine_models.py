@@ -234,3 +234,30 @@ def test_a_metric_that_is_no_scalar_is_left_out():
     engine = Engine(build, make_data("test", X, keras.utils.to_categorical(LABELS)), batch_size=BATCH)
     assert engine.monitors == ["val_loss", "val_accuracy"]
     assert np.isfinite(engine.start("sgd", SPLIT).epoch(np.full(7, 0.01)).metrics["val_accuracy"])
+
+
+class Leaky(OwnStep):
+    """Sets a weight that the loss does not see to infinity in its fourth step."""
+
+    def build(self, shape):
+        self.unseen = self.add_weight(shape=(2,), initializer="zeros", name="unseen")
+        super().build(shape)
+
+    def train_step(self, data):
+        late = keras.ops.greater_equal(self.optimizer.iterations, 3)
+        self.unseen.assign(keras.ops.where(late, keras.ops.full((2,), float("inf")), self.unseen))
+        return super().train_step(data)
+
+
+def test_weights_that_are_not_finite_are_divergence_though_the_loss_is_fine():
+    """The epoch ends as diverged with its reason."""
+
+    def build() -> keras.Model:
+        model = Leaky()
+        model.compile()
+        return model
+
+    engine = Engine(build, make_data("test", X, TARGET), batch_size=BATCH)
+    result = engine.start("sgd", SPLIT).epoch(np.full(7, 1e-3))
+    assert np.isfinite(result.losses).all()
+    assert (result.diverged_step, result.reason) == (6, "weights not finite")

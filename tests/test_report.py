@@ -18,7 +18,8 @@ from pipeline.report.export import check_writable, write_files, write_results
 from pipeline.report.figures import curves_info, landscape_info, range_test_info
 from pipeline.report.page import render
 from pipeline.report.records import load_record, recommend
-from pipeline.search.study import StudyRunner, prepare
+from pipeline.search.prepare import prepare
+from pipeline.search.study import StudyRunner
 from pipeline.study_file import Study, read_study
 from pipeline.training.decays import rate_table
 from tests.conftest import ROOT, TINY_OBJECTIVE, TINY_STUDY

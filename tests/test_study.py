@@ -15,7 +15,8 @@ import pytest
 from pipeline.errors import KnownError
 from pipeline.progress import Reporter
 from pipeline.report.records import load_record, recommend
-from pipeline.search.study import StudyRunner, prepare
+from pipeline.search.prepare import prepare
+from pipeline.search.study import StudyRunner
 from pipeline.study_file import read_study
 from tests.conftest import ROOT
 

@@ -1,0 +1,192 @@
+"""Everything that happens before a study has a storage: load, check, build, range tests.
+
+Nothing here writes; every mistake that would keep a study from running is found here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import KnownError, ObjectiveError
+from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
+from pipeline.progress import Reporter
+from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
+from pipeline.search.space import Space
+from pipeline.search.trial import Monitor, split_seed
+from pipeline.study_file import Study
+from pipeline.training.engine import Engine, Split
+from pipeline.training.splits import make_splits
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study file with its objective loaded and its engine built."""
+
+    study: Study
+    objective: Objective
+    engine: Engine
+    splits: tuple[Split, ...]
+    monitor: Monitor
+
+
+def prepare(study: Study, reporter: Reporter) -> Prepared:
+    """Load the objective and check it against the study file; write nothing.
+
+    Args:
+        study: the study.
+        reporter: told what was loaded.
+
+    Raises:
+        KnownError: for everything that would keep the study from running.
+    """
+    config = study.config
+    objective = load_objective(
+        config.objective, study.path.resolve().parent, test_fraction=config.test_fraction, seed=config.seed
+    )
+    splits = splits_of(study, objective, repeat=0)
+    check_sizes(
+        objective,
+        folds=config.validation.fold_count,
+        batch_size=config.batch_size,
+        train_samples=min(len(split.train) for split in splits),
+    )
+    try:
+        engine = Engine(objective.build_model, objective.train, batch_size=config.batch_size, seed=config.seed)
+    except KnownError as error:
+        raise ObjectiveError(f"{objective.where}: {error}") from error
+    except Exception as error:  # whatever Keras raises when model and data do not fit
+        raise ObjectiveError(
+            f"{objective.where}: the model cannot be built on the data: {describe_fault(error, objective.path)}."
+        ) from error
+    monitor = find_monitor(study, engine)
+    reporter.stage("data", objective.train.describe())
+    return Prepared(study, objective, engine, splits, monitor)
+
+
+def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[Split, ...]:
+    """Return the folds of the study (repeat 0) or of a repeat of its confirmation."""
+    config = study.config
+    labels = objective.labels if config.validation.stratify else None
+    pairs = make_splits(
+        objective.train.samples,
+        labels,
+        folds=config.validation.fold_count,
+        fraction=config.validation.fraction,
+        seed=split_seed(config.seed, repeat, 2**16),
+    )
+    return tuple(
+        Split(train, validation, split_seed(config.seed, repeat, fold))
+        for fold, (train, validation) in enumerate(pairs)
+    )
+
+
+def find_monitor(study: Study, engine: Engine) -> Monitor:
+    """Return what to optimize, with the direction Keras would infer.
+
+    Raises:
+        KnownError: when the model has no such metric, or its direction is unknown.
+    """
+    config = study.config
+    if config.monitor not in engine.monitors:
+        raise KnownError(
+            f"{study.path}: monitor: '{config.monitor}' is not measured by the model; it has "
+            f"{', '.join(engine.monitors)}. Compile the model with that metric, or choose one of these."
+        )
+    if config.mode != "auto":
+        return Monitor(config.monitor, config.mode)
+    name = config.monitor.removeprefix("val_")
+    metrics = [m for metric in engine.model.metrics for m in (metric, *getattr(metric, "metrics", ()))]
+    direction = next((m._direction for m in metrics if m.name == name and getattr(m, "_direction", None)), None)
+    if direction is not None:
+        return Monitor(config.monitor, {"up": "max", "down": "min"}[direction])
+    words = set(name.split("_"))
+    if "loss" in words or words & {"error", "mse", "mae", "mape", "rmse", "crossentropy", "divergence"}:
+        return Monitor(config.monitor, "min")
+    if words & {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou"}:
+        return Monitor(config.monitor, "max")
+    raise KnownError(
+        f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'."
+    )
+
+
+def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
+    """Run the range test of every optimizer.
+
+    Raises:
+        KnownError: when every optimizer diverges from the first step.
+    """
+    settings = prepared.study.config.range_test
+    found: dict[str, RangeTest] = {}
+    with reporter.bar("range test", len(prepared.study.config.search.optimizers)) as bar:
+        for optimizer in prepared.study.config.search.optimizers:
+            try:
+                found[optimizer] = run_range_test(
+                    prepared.engine,
+                    optimizer,
+                    prepared.splits[0],
+                    low=settings.low,
+                    high=settings.high,
+                    steps=settings.steps,
+                )
+            except KnownError:
+                raise
+            except Exception as error:  # the first step of training: whatever the model's code raises
+                raise training_failed(prepared, optimizer, error) from error
+            bar.update(len(found), optimizer)
+    if all(test.status == DIVERGED_AT_START for test in found.values()):
+        raise ObjectiveError(
+            f"{prepared.objective.where}: every optimizer diverges from the first step, even at a learning rate of "
+            f"{settings.low / 1e4:g}. Scale the inputs and targets to about unit size, and check the loss."
+        )
+    return found
+
+
+def check_one_batch(prepared: Prepared) -> float:
+    """Train one batch with the first optimizer of the study.
+
+    Returns:
+        The batch's loss.
+
+    Raises:
+        ObjectiveError: when the step fails or its loss is not finite.
+    """
+    optimizer = prepared.study.config.search.optimizers[0]
+    try:
+        result = prepared.engine.start(optimizer, prepared.splits[0]).steps([1e-6])
+    except Exception as error:  # the first step of training: whatever the model's code raises
+        raise training_failed(prepared, optimizer, error) from error
+    if result.reason is not None:
+        raise ObjectiveError(
+            f"{prepared.objective.where}: the first batch must have a finite loss, got {result.losses[0]:g}. "
+            "Check the targets and the loss, and scale the inputs to about unit size."
+        )
+    return float(result.losses[0])
+
+
+def training_failed(prepared: Prepared, optimizer: str, error: Exception) -> ObjectiveError:
+    """Return the message for an exception in the first steps of training."""
+    fault = describe_fault(error, prepared.objective.path)
+    return ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {fault}.")
+
+
+def space_of(study: Study, tests: dict[str, Any]) -> Space:
+    """Return the search space of a study, with the bounds that its range tests found."""
+    search = study.config.search
+    choice, fraction = search.learning_rate, search.final_fraction
+    if choice is None:
+        bounds = {name: (float(tests[name]["low"]), float(tests[name]["high"])) for name in search.optimizers}
+    elif choice.low is not None and choice.high is not None:
+        bounds = dict.fromkeys(search.optimizers, (choice.low, choice.high))
+    else:
+        bounds = {}
+    return Space(
+        optimizers=search.optimizers,
+        decays=search.decays,
+        bounds=bounds,
+        final_fraction=(fraction.low, fraction.high)
+        if fraction.low is not None and fraction.high is not None
+        else None,
+        final_fractions=fraction.values or (),
+        learning_rates=(choice.values or ()) if choice is not None else (),
+    )
