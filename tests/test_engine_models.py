@@ -239,9 +239,9 @@ def test_a_metric_that_is_no_scalar_is_left_out():
 class Leaky(OwnStep):
     """Sets a weight that the loss does not see to infinity in its fourth step."""
 
-    def build(self, shape):
+    def __init__(self) -> None:
+        super().__init__()
         self.unseen = self.add_weight(shape=(2,), initializer="zeros", name="unseen")
-        super().build(shape)
 
     def train_step(self, data):
         late = keras.ops.greater_equal(self.optimizer.iterations, 3)
