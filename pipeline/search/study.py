@@ -7,6 +7,7 @@ queue with their parameters, under their own number.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
 import warnings
@@ -93,18 +94,29 @@ class StudyRunner:
             if mark.alone:
                 self._requeue_orphans(study)
             mark.share()
-            self._search(study)
-            while study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-                # Other processes still work on trials of this study; those of one that died run here.
-                if mark.alone_now():
-                    self._requeue_orphans(study)
-                    mark.share()
-                    if self._search(study) == 0:
-                        break
-                else:
-                    time.sleep(0.5)
+            try:
+                self._search(study)
+                self._finish_others(study, mark)
+            except BaseException:
+                # Wherever the interruption struck, no trial of this process is left running.
+                with contextlib.suppress(Exception):
+                    if mark.alone_now():
+                        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                raise
             with exclusively(self._lock_path("confirm")):
                 self._confirm(study)
+
+    def _finish_others(self, study: optuna.Study, mark: LiveMark) -> None:
+        """Wait for trials of other processes; run those of a process that died."""
+        while study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            if mark.alone_now():
+                self._requeue_orphans(study)
+                mark.share()
+                if self._search(study) == 0:
+                    return  # out of time
+            else:
+                time.sleep(0.5)
 
     def _delete(self, study: optuna.Study) -> None:
         with LiveMark(self._mark_path()) as mark:
