@@ -102,13 +102,15 @@ def bad_studies() -> dict[str, tuple[str | None, str, str]]:
         "shape": (good, TINY_OBJECTIVE.replace("Input((4,))", "Input((5,))"), "tiny.py: the model cannot be built"),
         "monitor": (good + 'monitor = "val_f1"', TINY_OBJECTIVE, "it has val_loss, val_accuracy"),
         "diverges": (good, diverging, "every optimizer diverges from the first step"),
+        "sampler package": (good + '[sampler]\nname = "cma-es"', TINY_OBJECTIVE, "needs the package cmaes"),
         "storage folder": (good + '[storage]\nurl = "sqlite:///no/where.db"', TINY_OBJECTIVE, "does not exist"),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", bad_studies())
-def test_bad_input_is_one_message_exit_code_1_and_nothing_written(lrtune_here, tmp_path, name):
+def test_bad_input_is_one_message_exit_code_1_and_nothing_written(lrtune_here, tmp_path, monkeypatch, name):
     """`tune` refuses before it writes: no database, no results folder, no traceback."""
+    monkeypatch.setattr("pipeline.search.samplers.PACKAGES", {"cma-es": "cmaes_that_is_not_installed"})
     text, objective, message = bad_studies()[name]
     (tmp_path / "tiny.py").write_text(objective)
     study = tmp_path / "bad.toml"

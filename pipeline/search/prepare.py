@@ -12,6 +12,7 @@ from pipeline.errors import KnownError, ObjectiveError
 from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
 from pipeline.progress import Reporter
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
+from pipeline.search.samplers import check_sampler
 from pipeline.search.space import Space
 from pipeline.search.trial import Monitor, split_seed
 from pipeline.study_file import Study
@@ -41,6 +42,7 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
         KnownError: for everything that would keep the study from running.
     """
     config = study.config
+    check_sampler(config.sampler.name)
     objective = load_objective(
         config.objective, study.path.resolve().parent, test_fraction=config.test_fraction, seed=config.seed
     )

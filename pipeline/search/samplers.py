@@ -15,6 +15,9 @@ from pipeline.errors import KnownError
 if TYPE_CHECKING:
     from pipeline.search.space import Space
 
+PACKAGES = {"cma-es": "cmaes", "gp": "torch"}
+"""Packages that samplers need beside Optuna."""
+
 STARTUP_TRIALS = 10
 """Trials before TPE begins to model; the baseline and the range tests' suggestions count."""
 
@@ -93,6 +96,19 @@ class JointQMCSampler(QMCSampler):
         return dict(self._sequence)
 
 
+def check_sampler(name: str) -> None:
+    """Refuse a sampler whose package is not installed, before a study begins.
+
+    Raises:
+        KnownError: naming the package.
+    """
+    package = PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise KnownError(
+            f"sampler.name: '{name}' needs the package {package}, which is not installed: pip install {package}."
+        )
+
+
 def make_sampler(name: str, study_seed: int, number: int, space: Space) -> BaseSampler:
     """Return the sampler of one trial.
 
@@ -101,14 +117,8 @@ def make_sampler(name: str, study_seed: int, number: int, space: Space) -> BaseS
         study_seed: seed of the study.
         number: number of the trial; it seeds what must differ between trials.
         space: what it samples.
-
-    Raises:
-        KnownError: when the sampler's own package is missing.
     """
     seed = study_seed + number
-    packages = {"cma-es": "cmaes", "gp": "torch"}
-    if name in packages and importlib.util.find_spec(packages[name]) is None:
-        raise KnownError(f"sampler.name: '{name}' needs the package {packages[name]}: pip install {packages[name]}.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of options that still work, experimental samplers
         if name == "tpe":
