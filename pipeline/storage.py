@@ -6,9 +6,12 @@ errors into messages, and tells on one machine whether the owner of a running tr
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,11 +102,22 @@ def open_storage(url: str, *, create: bool) -> RDBStorage:
         if create and not path.parent.is_dir():
             raise StorageError(f"storage.url: the folder {path.parent} does not exist. Create it, or change the URL.")
     connect: dict[str, Any] = {"timeout": BUSY_SECONDS} if path is not None and "timeout=" not in url else {}
-    with storage_errors(url):
+    with storage_errors(url), _one_at_a_time(path):
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
         if path is not None:
             _tune_sqlite(storage.engine)
     return storage
+
+
+@contextmanager
+def _one_at_a_time(path: Path | None) -> Iterator[None]:
+    """Let processes that start together make the tables of a SQLite file one after the other."""
+    if path is None:
+        yield
+        return
+    digest = hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
+    with exclusively(Path(tempfile.gettempdir()) / f"lrtune-{os.getuid()}-{digest}.lock"):
+        yield
 
 
 def _tune_sqlite(engine: Any) -> None:

@@ -108,3 +108,13 @@ def test_the_live_mark_is_dropped_by_a_process_that_is_killed(tmp_path):
     child.wait()
     with LiveMark(path) as mark:
         assert mark.alone
+
+
+def test_processes_that_start_together_make_one_database(tmp_path):
+    """Four processes open a database that is not there yet; none trips over another's tables."""
+    code = "import sys; from pipeline.storage import open_storage; open_storage(sys.argv[1], create=True)"
+    url = f"sqlite:///{tmp_path}/a.db"
+    children = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(4)]
+    for child in children:
+        _, errors = child.communicate(timeout=60)
+        assert child.returncode == 0, errors.decode()
