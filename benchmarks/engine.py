@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.training.data import make_data
-from pipeline.training.engine import Engine, Split
+from pipeline.training.engine import Engine
 from pipeline.training.optimizers import build_optimizer
+from pipeline.training.splits import Split
 from pipeline.training.tensorflow_import import import_tensorflow
 
 tf, keras = import_tensorflow()

@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.engine import Case, fitted, hand_written
 from objectives import digits
 from pipeline.training.data import make_data
-from pipeline.training.engine import Engine, Split
+from pipeline.training.engine import Engine
+from pipeline.training.splits import Split
 
 BATCH, ROUNDS, EPOCHS_PER_ROUND = 32, 15, 5
 

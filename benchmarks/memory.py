@@ -16,8 +16,9 @@ from pipeline.search.space import Configuration
 from pipeline.search.trial import Monitor, run_trial
 from pipeline.training.data import make_data
 from pipeline.training.decays import DECAYS
-from pipeline.training.engine import Engine, Split
+from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS
+from pipeline.training.splits import Split
 
 TRIALS, EPOCHS = 400, 2
 

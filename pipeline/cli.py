@@ -176,10 +176,10 @@ def check(context: typer.Context, study: StudyArgument, quiet: QuietOption = Fal
 
     prepared = prepare(settings, Reporter(quiet))
     loss = check_one_batch(prepared)
-    folds = settings.config.validation.fold_count
+    folds = len(prepared.splits)
     print(
         f"{study}: sound. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
-        f"{prepared.splits[0].steps_per_epoch(settings.config.batch_size)} steps per epoch, optimizing "
+        f"{prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)} steps per epoch, optimizing "
         f"{prepared.monitor.name} ({prepared.monitor.mode}); loss of the first batch {loss:.4g}."
     )
 
@@ -223,7 +223,11 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
     from pipeline.search.fit import fit_recommended
 
     objective = load_objective(
-        config.objective, study.resolve().parent, test_fraction=config.test_fraction, seed=config.seed
+        config.objective,
+        study.resolve().parent,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        steps_per_epoch=config.steps_per_epoch,
     )
     with reporter.bar("epochs", answer.epochs) as bar:
         fitted = fit_recommended(
@@ -233,6 +237,7 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
             epochs=answer.epochs,
             decay_epochs=config.epochs,
             batch_size=config.batch_size,
+            frozen_bytes=round(config.engine.frozen_memory * 2**20),
             seed=config.seed,
             on_epoch=lambda done, loss: bar.update(done, f"loss {loss:.4g}"),
         )

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ObjectiveError, did_you_mean
 from pipeline.training.data import Data, leaves, make_data
 from pipeline.training.splits import class_labels
+from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
 
 
@@ -40,8 +41,8 @@ class Objective:
         where: the file or module, as the study file names it.
         path: the file, or None for a module.
         build_model: returns a compiled model.
-        train: samples that the search splits.
-        test: samples that only `lrtune fit` sees, or None.
+        train: samples that the search splits, or the stream of them.
+        test: samples that only `lrtune fit` sees, or None; a stream carries its own.
         labels: class index per training sample where the targets are class labels, else None.
         model_digest: short hash of the model's architecture, loss and metrics.
     """
@@ -49,7 +50,7 @@ class Objective:
     where: str
     path: Path | None
     build_model: Callable[[], Any]
-    train: Data
+    train: Data | Stream
     test: Data | None
     labels: NDArray[np.int64] | None
     model_digest: str
@@ -77,7 +78,14 @@ def find_objective(name: str, study_folder: Path) -> Path | None:
     return None
 
 
-def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2, seed: int = 0) -> Objective:
+def load_objective(
+    name: str,
+    study_folder: Path,
+    *,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    steps_per_epoch: int | None = None,
+) -> Objective:
     """Import an objective, load its data, build its model once, and check them against each other.
 
     Args:
@@ -85,6 +93,7 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
         study_folder: the study file's folder.
         test_fraction: share held out as the test set when `load_data` returns only (x, y).
         seed: seed of that hold-out.
+        steps_per_epoch: steps of an epoch, for datasets only.
 
     Returns:
         The objective.
@@ -93,7 +102,14 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
         ObjectiveError: for everything that is wrong with it, in one message.
     """
     path = find_objective(name, study_folder)
-    tf, keras = import_tensorflow()
+    with repeatable_shuffles() as shuffles:
+        return _load(name, path, shuffles, test_fraction, seed, steps_per_epoch)
+
+
+def _load(
+    name: str, path: Path | None, shuffles: list[Any], test_fraction: float, seed: int, steps_per_epoch: int | None
+) -> Objective:
+    _, keras = import_tensorflow()
     module = _import(name, path)
     functions = {}
     for wanted, returns in (
@@ -108,7 +124,17 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
         functions[wanted] = function
     keras.utils.set_random_seed(seed)
     raw = _call(name, path, "load_data", functions["load_data"])
-    train, test = _split_data(name, raw, tf, keras, test_fraction, seed)
+    train: Data | Stream
+    test: Data | None = None
+    if is_dataset(raw) or (isinstance(raw, tuple | list) and any(is_dataset(part) for part in raw)):
+        train = make_stream(f"{name}: load_data()", raw, shuffles, steps_per_epoch=steps_per_epoch)
+    elif steps_per_epoch is not None:
+        raise ObjectiveError(
+            f"{name}: steps_per_epoch is for tf.data datasets; load_data() returned arrays, whose epoch is one pass. "
+            "Remove the key."
+        )
+    else:
+        train, test = _split_data(name, raw, keras, test_fraction, seed)
 
     def build_model() -> Any:
         model = _call(name, path, "build_model", functions["build_model"])
@@ -116,8 +142,10 @@ def load_objective(name: str, study_folder: Path, *, test_fraction: float = 0.2,
         return model
 
     model = build_model()
-    _check_targets(name, model, train)
-    labels = class_labels(train.y) if _classifies(model) else None
+    known = train.first if isinstance(train, Stream) else train
+    if known is not None:
+        _check_targets(name, model, known)
+    labels = class_labels(train.y) if isinstance(train, Data) and _classifies(model) else None
     return Objective(name, path, build_model, train, test, labels, _model_digest(model, module))
 
 
@@ -196,17 +224,10 @@ def _line(error: BaseException, path: Path | None) -> str:
     return f" (line {frames[-1].lineno})" if frames else ""
 
 
-def _split_data(name: str, raw: Any, tf: Any, keras: Any, test_fraction: float, seed: int) -> tuple[Data, Data | None]:
+def _split_data(name: str, raw: Any, keras: Any, test_fraction: float, seed: int) -> tuple[Data, Data | None]:
     """Tell the forms that `load_data` may return apart."""
     where, float_type = f"{name}: load_data()", keras.config.floatx()
-    forms = "(x_train, y_train), (x_test, y_test) or (x, y)"
-    if isinstance(raw, tf.data.Dataset) or (
-        isinstance(raw, tuple | list) and any(isinstance(part, tf.data.Dataset) for part in raw)
-    ):
-        raise ObjectiveError(
-            f"{where} must return arrays, got a tf.data.Dataset. Return {forms}; a dataset that fits into memory "
-            "becomes arrays with np.concatenate over its batches."
-        )
+    forms = "(x_train, y_train), (x_test, y_test), or (x, y), or tf.data datasets (train, validation)"
     if not isinstance(raw, tuple | list) or not 2 <= len(raw) <= 3:
         got = f"{len(raw)} values" if isinstance(raw, tuple | list) else type(raw).__name__
         raise ObjectiveError(f"{where} must return {forms}, got {got}.")

@@ -180,6 +180,7 @@ class EngineSection(Section):
     """`[engine]`: how training is compiled."""
 
     xla: bool | Literal["auto"] = "auto"
+    frozen_memory: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 2048.0
 
 
 class StorageSection(Section):
@@ -196,6 +197,7 @@ class StudyConfig(Section):
     mode: Literal["auto", "min", "max"] = "auto"
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     batch_size: Annotated[int, Field(ge=1, le=10_000_000)] = 32
+    steps_per_epoch: Annotated[int, Field(ge=1)] | None = None
     trials: Annotated[int, Field(ge=1, le=10_000_000)] = 60
     timeout: Annotated[float, BeforeValidator(seconds)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

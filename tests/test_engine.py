@@ -11,8 +11,10 @@ from objectives import quadratic
 from pipeline.errors import ObjectiveError
 from pipeline.training.data import Data, make_data
 from pipeline.training.divergence import TRIAL_RULE, first_divergence
-from pipeline.training.engine import Engine, Split, shuffle
+from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
+from pipeline.training.sources import shuffle
+from pipeline.training.splits import Split
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((150, 6)).astype("float32")
@@ -222,7 +224,7 @@ def assert_equals_fit(build, parts, optimizer, *, tolerance: float = 1e-4) -> En
             assert result.metrics.keys() == history.keys()
         for name, values in history.items():
             assert result.metrics[name] == pytest.approx(values[0], rel=tolerance, abs=tolerance / 100), name
-    for theirs, mine in zip(model.get_weights(), engine.model.get_weights(), strict=True):
+    for theirs, mine in zip(model.get_weights(), engine.trained_model(SPLIT).get_weights(), strict=True):
         if theirs.dtype.kind == "f":
             np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance / 100)
     return engine

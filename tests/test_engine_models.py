@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from pipeline.training.engine import Engine, Split
+from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OptimizerSpec
+from pipeline.training.splits import Split
 from tests.test_engine import BATCH, HELD, LABELS, SPLIT, TARGET, TRAIN, OwnStep, X, assert_equals_fit, dense, make_data
 
 RNG = np.random.default_rng(3)

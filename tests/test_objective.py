@@ -87,7 +87,7 @@ BAD = [
     (MODEL.replace("build_model()", "build_model(width)") + DATA, "must work without arguments, got required width"),
     (MODEL.replace("model.compile", "1 / 0; model.compile") + DATA,
      "build_model() raised ZeroDivisionError: division by zero (line 5)"),
-    (MODEL + "def load_data(): return 3", "must return (x_train, y_train), (x_test, y_test) or (x, y), got int"),
+    (MODEL + "def load_data(): return 3", "got int"),
     (MODEL + "def load_data(): return None", "got NoneType"),
     (MODEL + DATA + "def load_data(): return (X, Y[:7])", "same number of samples, got x 30, y 7"),
     (MODEL + DATA + "def load_data(): return (X[:0], Y[:0])", "there must be at least one sample, got none"),
@@ -101,8 +101,6 @@ BAD = [
     (MODEL.replace("SparseCategoricalCrossentropy(from_logits=True)", "BinaryCrossentropy()") + DATA,
      "must lie in [0, 1] for the loss 'binary_crossentropy', got 0 to 2"),
     (MODEL + DATA + "X = np.array([[1], [1, 2]] * 15, dtype=object)", "x must hold numbers or strings, got Python"),
-    (MODEL + "import tensorflow as tf\ndef load_data(): return tf.data.Dataset.range(3), tf.data.Dataset.range(3)",
-     "must return arrays, got a tf.data.Dataset"),
 ]  # fmt: skip
 
 

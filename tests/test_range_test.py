@@ -11,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 from objectives import quadratic
 from pipeline.search.range_test import MEANINGS, analyse_ramp, ramp, run_range_test
 from pipeline.training.data import make_data
-from pipeline.training.engine import Engine, Split
+from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS
+from pipeline.training.splits import Split
 
 RATES = ramp(1e-6, 10.0, 60)
 

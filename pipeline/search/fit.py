@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,11 @@ from pipeline.search.trial import split_seed
 from pipeline.training.data import Data, map_trees
 from pipeline.training.decays import rate_table
 from pipeline.training.divergence import TRIAL_RULE
-from pipeline.training.engine import Engine, Split
+from pipeline.training.engine import Engine
 from pipeline.training.optimizers import build_optimizer
+from pipeline.training.sources import AnySplit
+from pipeline.training.splits import Split
+from pipeline.training.stream import Stream, StreamSplit
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def fit_recommended(
     epochs: int,
     decay_epochs: int,
     batch_size: int,
+    frozen_bytes: int,
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
@@ -56,21 +61,16 @@ def fit_recommended(
         epochs: epochs to train.
         decay_epochs: epochs over which the decay is laid out.
         batch_size: samples per step.
+        frozen_bytes: memory for the outputs of a frozen body.
         seed: seed of initial weights and shuffles.
         on_epoch: called with (epochs done, training loss).
 
     Raises:
         KnownError: when the run diverges or the model cannot be saved.
     """
-    train, test = objective.train, objective.test
-    everything = train if test is None else _joined(train, test)
-    engine = Engine(objective.build_model, everything, batch_size=batch_size, seed=seed)
-    split = Split(
-        np.arange(train.samples, dtype=np.int32),
-        np.arange(train.samples, everything.samples, dtype=np.int32),
-        split_seed(seed, 0, 0),
-    )
-    steps = split.steps_per_epoch(batch_size)
+    everything, split, tested = _all_of(objective, split_seed(seed, 0, 0))
+    engine = Engine(objective.build_model, everything, batch_size=batch_size, seed=seed, frozen_bytes=frozen_bytes)
+    steps = split.steps_per_epoch(engine.batch_size)
     table = rate_table(
         configuration.decay, configuration.learning_rate, configuration.final_fraction, decay_epochs * steps
     ).reshape(decay_epochs, steps)
@@ -88,10 +88,21 @@ def fit_recommended(
             on_epoch(epoch + 1, metrics["loss"])
     held = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
     return Fitted(
-        _save(engine, configuration, folder / "model.keras"),
-        held if test is not None else {},
+        _save(engine, engine.trained_model(split), configuration, folder / "model.keras"),
+        held if tested else {},
         {name: value for name, value in metrics.items() if not name.startswith("val_")},
     )
+
+
+def _all_of(objective: Objective, seed: int) -> tuple[Data | Stream, AnySplit, bool]:
+    """Return the data to train and test on, the split between the two, and whether there is a test set."""
+    train, test = objective.train, objective.test
+    if isinstance(train, Stream):
+        stream = train.on_test()
+        return stream, StreamSplit(seed, stream.steps, stream.sizes), train.test is not None
+    everything = train if test is None else _joined(train, test)
+    samples = np.arange(everything.samples, dtype=np.int32)
+    return everything, Split(samples[: train.samples], samples[train.samples :], seed), test is not None
 
 
 def _joined(first: Data, second: Data) -> Data:
@@ -106,9 +117,8 @@ def _joined(first: Data, second: Data) -> Data:
     return Data(x, y, weight, first.samples + second.samples)
 
 
-def _save(engine: Engine, configuration: Configuration, path: Path) -> Path:
+def _save(engine: Engine, model: Any, configuration: Configuration, path: Path) -> Path:
     """Save the model aside and move it into place, compiled with an optimizer that loads again."""
-    model = engine.model
     try:
         compiled = model.get_compile_config()
         fresh = build_optimizer(configuration.optimizer, configuration.learning_rate)

@@ -5,7 +5,7 @@ Nothing here writes; every mistake that would keep a study from running is found
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import KnownError, ObjectiveError
@@ -16,8 +16,10 @@ from pipeline.search.samplers import check_sampler
 from pipeline.search.space import Space
 from pipeline.search.trial import Monitor, split_seed
 from pipeline.study_file import Study
-from pipeline.training.engine import Engine, Split
-from pipeline.training.splits import make_splits
+from pipeline.training.engine import Engine
+from pipeline.training.sources import AnySplit
+from pipeline.training.splits import Split, make_splits
+from pipeline.training.stream import Stream, StreamSplit
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Prepared:
     study: Study
     objective: Objective
     engine: Engine
-    splits: tuple[Split, ...]
+    splits: tuple[AnySplit, ...]
     monitor: Monitor
 
 
@@ -44,17 +46,30 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     config = study.config
     check_sampler(config.sampler.name)
     objective = load_objective(
-        config.objective, study.path.resolve().parent, test_fraction=config.test_fraction, seed=config.seed
+        config.objective,
+        study.path.resolve().parent,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        steps_per_epoch=config.steps_per_epoch,
     )
+    if isinstance(objective.train, Stream):
+        study = _held_out(study, objective.train)
+        config = study.config
     splits = splits_of(study, objective, repeat=0)
     check_sizes(
         objective,
         folds=config.validation.fold_count,
-        batch_size=config.batch_size,
-        train_samples=min(len(split.train) for split in splits),
+        batch_size=1 if isinstance(objective.train, Stream) else config.batch_size,
+        train_samples=min(split.sizes[0] for split in splits),
     )
     try:
-        engine = Engine(objective.build_model, objective.train, batch_size=config.batch_size, seed=config.seed)
+        engine = Engine(
+            objective.build_model,
+            objective.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            frozen_bytes=round(config.engine.frozen_memory * 2**20),
+        )
     except KnownError as error:
         raise ObjectiveError(f"{objective.where}: {error}") from error
     except Exception as error:  # whatever Keras raises when model and data do not fit
@@ -63,12 +78,38 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
         ) from error
     monitor = find_monitor(study, engine)
     reporter.stage("data", objective.train.describe())
+    if engine.frozen:
+        reporter.stage("model", engine.frozen)
     return Prepared(study, objective, engine, splits, monitor)
 
 
-def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[Split, ...]:
-    """Return the folds of the study (repeat 0) or of a repeat of its confirmation."""
+def _held_out(study: Study, stream: Stream) -> Study:
+    """Return the study with what datasets decide by themselves: one hold-out, and the batches they make.
+
+    Raises:
+        KnownError: when the study file asks for something else.
+    """
     config = study.config
+    if "scheme" in config.validation.model_fields_set and config.validation.scheme != "hold-out":
+        raise KnownError(
+            f"{study.path}: validation.scheme: tf.data datasets bring their own validation dataset, so the scheme "
+            f"must be 'hold-out', got '{config.validation.scheme}'. Change it, or return arrays from load_data()."
+        )
+    if "batch_size" in config.model_fields_set and config.batch_size != stream.batch_size:
+        raise KnownError(
+            f"{study.path}: batch_size: the training dataset makes batches of {stream.batch_size} samples, got "
+            f"{config.batch_size}. Remove the key, or change .batch(...) in load_data()."
+        )
+    validation = config.validation.model_copy(update={"scheme": "hold-out"})
+    return replace(study, config=config.model_copy(update={"validation": validation, "batch_size": stream.batch_size}))
+
+
+def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[AnySplit, ...]:
+    """Return the folds of the study (repeat 0) or of a repeat of its confirmation."""
+    config, data = study.config, objective.train
+    if isinstance(data, Stream):
+        # The validation dataset stays as it is; weights and shuffles are fresh in every repeat.
+        return (StreamSplit(split_seed(config.seed, repeat, 0), data.steps, data.sizes),)
     labels = objective.labels if config.validation.stratify else None
     pairs = make_splits(
         objective.train.samples,

@@ -17,7 +17,8 @@ from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.training.overfitting import noise_level, smooth
 
 if TYPE_CHECKING:
-    from pipeline.training.engine import Engine, Split
+    from pipeline.training.engine import Engine
+    from pipeline.training.sources import AnySplit
 
 OK = "ok"
 NO_SIGNAL = "no_signal"
@@ -165,7 +166,7 @@ def ramp(low: float, high: float, steps: int) -> NDArray[np.float64]:
 
 
 def run_range_test(
-    engine: Engine, optimizer: str, split: Split, *, low: float = 1e-6, high: float = 10.0, steps: int = 60
+    engine: Engine, optimizer: str, split: AnySplit, *, low: float = 1e-6, high: float = 10.0, steps: int = 60
 ) -> RangeTest:
     """Run the ramp, and once more with a longer or finer one if the first gave no bounds.
 

@@ -31,7 +31,7 @@ from pipeline.search.space import BASELINE, Space
 from pipeline.search.stored import best_epoch_of, configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
-from pipeline.training.engine import Split
+from pipeline.training.sources import AnySplit
 from pipeline.words import duration
 
 MAXIMUM_RETRIES = 3
@@ -222,8 +222,8 @@ class StudyRunner:
             "study_file": str(self.study.path),
             "data": prepared.objective.train.describe(),
             "samples": prepared.objective.train.samples,
-            "fold_sizes": [[len(split.train), len(split.validation)] for split in prepared.splits],
-            "batch_size": config.batch_size,
+            "fold_sizes": [list(split.sizes) for split in prepared.splits],
+            "batch_size": prepared.engine.batch_size,
             "epochs": config.epochs,
             "monitor": prepared.monitor.name,
             "mode": prepared.monitor.mode,
@@ -481,7 +481,7 @@ class StudyRunner:
                     self._keep(study, values, candidates)
         self._keep(study, values, candidates)
 
-    def _confirm_once(self, trial: FrozenTrial, splits: Sequence[Split]) -> list[float] | None:
+    def _confirm_once(self, trial: FrozenTrial, splits: Sequence[AnySplit]) -> list[float] | None:
         """Return the monitored value per fold at the trial's own best epoch, or None where it diverged."""
         best_epoch = best_epoch_of(trial.user_attrs["curves"], self.prepared.monitor)
         outcome = run_trial(

@@ -15,7 +15,8 @@ from pipeline.training.divergence import TRIAL_RULE, VALIDATION_NOT_FINITE
 from pipeline.training.overfitting import analyse_fit
 
 if TYPE_CHECKING:
-    from pipeline.training.engine import Engine, Split
+    from pipeline.training.engine import Engine
+    from pipeline.training.sources import AnySplit
 
 Curves = dict[str, list[list[float]]]
 """Value per metric, fold and epoch; validation metrics have "val_" before the name."""
@@ -82,7 +83,7 @@ class Outcome:
 def run_trial(
     engine: Engine,
     configuration: Configuration,
-    splits: Sequence[Split],
+    splits: Sequence[AnySplit],
     *,
     epochs: int,
     monitor: Monitor,

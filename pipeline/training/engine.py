@@ -2,9 +2,8 @@
 
 A search over learning rates, decay schemes and optimizers keeps the architecture fixed, so one
 compiled function serves every trial and fold.  The learning rate is data: a table of one value
-per step.  One epoch is one call, in which a loop gathers shuffled mini-batches from tensors in
-memory, calls the model's own `train_step`, records each step's loss, stops at the step where the
-run diverges, and evaluates the validation samples at the end.
+per step.  One epoch is one call of the loop in `loop.py`, over samples in memory or a `tf.data`
+pipeline.  A frozen first part of the model is run once, before all training.
 
 Every run of the same fold and seed sees the same initial weights, shuffles and layer randomness
 (common random numbers), so that differences between runs are differences between configurations.
@@ -20,45 +19,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import KnownError, ObjectiveError
-from pipeline.training.data import Data, leaves, map_tree
+from pipeline.errors import ObjectiveError
+from pipeline.training.data import Data, leaves
 from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRule, ceiling
+from pipeline.training.frozen import Cut, cut, is_steady, on_features, run_body
+from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
+from pipeline.training.sources import AnySplit, ArraySource, Cursor, Source, make_source
+from pipeline.training.stream import Stream
 from pipeline.training.tensorflow_import import import_tensorflow
-from pipeline.training.xla_random import philox
 
 Floats = NDArray[np.float64]
 
 SNAPSHOT_BYTES = 1 << 30
 """Initial weights of past seeds are kept for reuse up to this size in bytes, else drawn again."""
 
-EVALUATION_VALUES = 1 << 18
-"""Validation batches hold about this many input values, and 1,024 samples at the most."""
+FROZEN_BYTES = 2 << 30
+"""Outputs of a frozen body are kept up to this size in bytes; beyond it the whole model is trained."""
 
 NO_RECENT_LOSSES = np.full(2, -np.inf, np.float32)
 """The last two losses before a run's first step: too low for any ceiling."""
 
 XLA_COMPILE_SECONDS = 1.5
 """What compiling one optimizer is expected to cost before it has been measured, in seconds."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Training and validation samples of one fold, and the seed of everything random in it.
-
-    Attributes:
-        train: indices of training samples, shape (n,).
-        validation: indices of validation samples, shape (m,).
-        seed: seed of initial weights, shuffles and layer randomness.
-    """
-
-    train: NDArray[np.int32]
-    validation: NDArray[np.int32]
-    seed: int
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Return the steps of an epoch; a last partial batch counts, as in `model.fit`."""
-        return -(-len(self.train) // batch_size)
 
 
 @dataclass(frozen=True)
@@ -79,38 +62,6 @@ class Epoch:
 
 
 @dataclass
-class _Epoch:
-    """An epoch as a function, with slower forms of it for models that the fastest cannot run.
-
-    Attributes:
-        forms: (what it is called, the function), fastest first.
-        rows: rows that the table must have, where XLA wants them static, else None.
-        on_fallback: told the name of the form that took over, and the error that made it.
-        proven: whether the first form has run, so that later errors are real ones.
-    """
-
-    forms: list[tuple[str, Callable[..., Any]]]
-    rows: int | None
-    on_fallback: Callable[[str, Exception], None]
-    proven: bool = False
-
-    def __call__(self, *arguments: Any) -> Any:
-        while True:
-            try:
-                result = self.forms[0][1](*arguments)
-            except KnownError:
-                raise
-            except Exception as error:  # whatever tracing somebody's train_step may raise
-                if self.proven or len(self.forms) == 1:
-                    raise
-                self.forms.pop(0)
-                self.on_fallback(self.forms[0][0], error)
-            else:
-                self.proven = True
-                return result
-
-
-@dataclass
 class _Program:
     """An optimizer with its slots, and the epoch traced for it.
 
@@ -125,8 +76,8 @@ class _Program:
     optimizer: Any
     reset: Callable[..., Any]
     initial_slots: list[Any]
-    epoch: _Epoch
-    compiled_epoch: _Epoch | None = None
+    epoch: TracedEpoch
+    compiled_epoch: TracedEpoch | None = None
 
 
 class Engine:
@@ -142,27 +93,54 @@ class Engine:
         ObjectiveError: when the model does not fit the data.
     """
 
-    def __init__(self, build_model: Callable[[], Any], data: Data, *, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        build_model: Callable[[], Any],
+        data: Data | Stream,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        frozen_bytes: int = FROZEN_BYTES,
+    ) -> None:
         self.tf, self.keras = import_tensorflow()
         self.build_model = build_model
         self.data = data
-        self.batch_size = batch_size
+        self.batch_size = data.batch_size if isinstance(data, Stream) else batch_size
         self.xla = False
         self.fallback: str | None = None
-        self._parts = tuple(map_tree(self.tf.constant, part) for part in data.parts())
-        values = max(1, sum(int(np.prod(leaf.shape[1:])) for _, leaf in leaves(data.x)))
-        self._evaluation_batch = max(min(EVALUATION_VALUES // values, 1024), min(batch_size, 1024))
+        self.frozen: str | None = None
+        self.source: Source = make_source(self.tf, data, self.batch_size)
+        self._sample = self.source.sample
         self._programs: dict[str, _Program] = {}
         self._snapshots: dict[int, list[Any]] = {}
+        self._bodies: dict[int, str] = {}
+        self._features: dict[str, list[np.ndarray]] = {}
+        self._features_held = self._first_body = ""
+        self._body_batch = 1
+        self._frozen_bytes = frozen_bytes
         self._initial_losses: dict[int, Floats] = {}
         self._rate: Any = None
-        self.model = self._new_model(seed)
+        self.whole = self.model = self._new_model(seed)
         self._unseeded = self._global_seed_generator()
         self._own_train_step = _overrides(self.keras, self.model, "train_step")
         self._own_test_step = _overrides(self.keras, self.model, "test_step")
         self.train_names, self.test_names = self._build(self.model)
+        self._cut_frozen(seed)
         self._extras = _other_state(self.tf, self.keras, self.model)
         self._initial_extras = [self.tf.constant(v.numpy()) for v in self._extras]
+        self._loop = Loop(
+            tf=self.tf,
+            model=self.model,
+            source=self.source,
+            train_names=self.train_names,
+            test_names=self.test_names,
+            own_train_step=self._own_train_step,
+            own_test_step=self._own_test_step,
+            capacity=-(-data.samples // self.batch_size),
+            set_rate=self._set_rate,
+            before_trace=self._keep_global_seed_generator,
+            on_fallback=self._fall_back,
+        )
 
     @property
     def monitors(self) -> list[str]:
@@ -172,9 +150,9 @@ class Engine:
     @property
     def parameters(self) -> int:
         """Number of the model's weights, frozen ones included."""
-        return sum(int(np.prod(v.shape)) for v in self.model.weights)
+        return sum(int(np.prod(v.shape)) for v in self.whole.weights)
 
-    def start(self, optimizer: str | OptimizerSpec, split: Split) -> Run:
+    def start(self, optimizer: str | OptimizerSpec, split: AnySplit) -> Run:
         """Reset weights, slots and random states, and return a run of the optimizer on the split.
 
         Args:
@@ -186,7 +164,20 @@ class Engine:
         self._reset(program, split.seed)
         return Run(self, program, split, initial_losses)
 
-    def _losses_at_rate_zero(self, program: _Program, split: Split) -> Floats:
+    def trained_model(self, split: AnySplit) -> Any:
+        """Return the whole model with the weights that the last run left, the run having been on `split`."""
+        if not self.frozen or self._bodies[split.seed] == self._first_body:
+            return self.whole
+        # Another seed drew another body: give that one the trained head.
+        separate = self._new_model(split.seed)
+        self._build(separate)
+        other = cut(self.keras, separate)
+        assert other is not None
+        for variable, trained in zip(other.head.variables, self.model.variables, strict=True):
+            variable.assign(trained)
+        return separate
+
+    def _losses_at_rate_zero(self, program: _Program, split: AnySplit) -> Floats:
         """Return the losses of the split's first batches under its initial weights.
 
         They are the reference of the divergence rule, the same for every configuration, so they
@@ -194,11 +185,11 @@ class Engine:
         """
         if split.seed not in self._initial_losses:
             self._reset(program, split.seed)
-            order = shuffle(split, epoch=0)[: REFERENCE_STEPS * self.batch_size]
-            steps = -(-len(order) // self.batch_size)
+            steps = min(REFERENCE_STEPS, split.steps_per_epoch(self.batch_size))
             table = np.stack([np.zeros(steps), np.full(steps, np.inf)], axis=1)
             epoch = program.compiled_epoch or program.epoch
-            result, _ = self._call(epoch, order, table, NO_RECENT_LOSSES, split.validation[:0])
+            feed, samples = self.source.start(split).epoch(steps)
+            result, _ = self._call(epoch, feed, samples, table, NO_RECENT_LOSSES, None)
             self._initial_losses[split.seed] = result.losses
         return self._initial_losses[split.seed]
 
@@ -206,7 +197,7 @@ class Engine:
         unseeded = self.tf.constant([seed % 2**31, 0], self._unseeded.state.dtype)
         program.reset([*self._initial_state(seed), unseeded, *self._initial_extras], program.initial_slots)
 
-    def calibrate(self, optimizer: str, split: Split, *, epochs: int, programs: int) -> str:
+    def calibrate(self, optimizer: str, split: AnySplit, *, epochs: int, programs: int) -> str:
         """Decide by measurement whether XLA pays for the training that lies ahead.
 
         The cost is bounded by three timed epochs and one compilation, and is spent only where the
@@ -232,7 +223,7 @@ class Engine:
             return f"plain graph ({1000 * plain:.1f} ms per epoch; too little training ahead for XLA to pay)"
         started = time.perf_counter()
         try:
-            compiled = self._trace(program.optimizer, xla=True)
+            compiled = self._loop.trace(program.optimizer, xla=True)
             self._seconds_per_epoch(compiled, program, split, repeats=1)
         except Exception as error:  # any op without an XLA kernel ends here; the plain graph runs it
             return f"plain graph (XLA cannot compile this model: {_first_line(error)})"
@@ -263,9 +254,48 @@ class Engine:
 
         global_state.set_global_attribute("global_seed_generator", self._unseeded)
 
-    def _gather(self, index: Any) -> tuple[Any, ...]:
-        """Return the samples at `index` from every part, as `train_step` takes them."""
-        return tuple(map_tree(lambda a: self.tf.gather(a, index), part) for part in self._parts)
+    def _set_rate(self, rate: Any) -> None:
+        self._rate = rate
+
+    def _cut_frozen(self, seed: int) -> None:
+        """Replace a frozen first part of the model by its outputs, where they are fixed and fit into memory."""
+        source, data = self.source, self.data
+        if not isinstance(source, ArraySource) or not isinstance(data, Data) or self.model.run_eagerly:
+            return
+        try:
+            found = cut(self.keras, self.model)
+            if found is None:
+                return
+            size = found.bytes_per_sample()
+            if size is None or size * data.samples > self._frozen_bytes:
+                return
+            if not is_steady(self.tf, found, source.sample[0]):
+                return
+            self._bodies[seed] = self._first_body = found.digest()
+            self._body_batch = source.evaluation_batch
+            self._hold_features(found, self._bodies[seed])
+        except (ValueError, TypeError, NotImplementedError, self.tf.errors.OpError):
+            return  # a graph that cannot be taken apart is trained whole
+        self.model = found.head
+        self.train_names, self.test_names = self._build(self.model)
+        self.frozen = (
+            f"frozen {found.fixed} ran once; the head is trained on its outputs ({size * data.samples / 1e6:.0f} MB)"
+        )
+
+    def _hold_features(self, found: Cut | None, body: str) -> None:
+        """Put a body's outputs in the place of the inputs; keep as many bodies' as fit into memory."""
+        assert isinstance(self.source, ArraySource) and isinstance(self.data, Data)
+        if body == self._features_held:
+            return
+        if body not in self._features:
+            assert found is not None
+            features = run_body(self.tf, found, self.data.x, self._body_batch)
+            size = sum(array.nbytes for array in features)
+            while self._features and size * (len(self._features) + 1) > self._frozen_bytes:
+                self._features.pop(next(iter(self._features)))
+            self._features[body] = features
+        self.source.hold(on_features(self.data, self._features[body]))
+        self._features_held = body
 
     def _use(self, model: Any, optimizer: Any) -> Any:
         """Give the model an optimizer, wrapped for loss scaling where `compile` would wrap it."""
@@ -283,11 +313,11 @@ class Engine:
         """
         tf = self.tf
         self._use(model, build_optimizer("sgd", 0.0))
-        batch = self._gather(tf.range(min(2, self.data.samples)))
+        batch = self.source.sample if model is self.model is not self.whole else self._sample
         if not (self._own_train_step or self._own_test_step):
             try:
                 model._symbolic_build(data_batch=batch)
-                names = list(_scalars(model.get_metrics_result()))
+                names = list(scalars(model.get_metrics_result()))
                 return names, names
             except (RuntimeError, ValueError, TypeError, NotImplementedError):
                 pass  # `model.fit` builds such models while it traces the step; so does the probe
@@ -295,12 +325,12 @@ class Engine:
         def probe(step: Callable[[Any], Any]) -> list[str]:
             names: list[str] = []
             spec = tf.nest.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), batch)
-            traced = tf.function(lambda data: names.extend(_scalars(step(data))), autograph=False)
+            traced = tf.function(lambda data: names.extend(scalars(step(data))), autograph=False)
             try:
                 traced.get_concrete_function(spec)
             except Exception:  # a step that cannot be traced is asked by running it
                 names.clear()
-                names.extend(_scalars(step(batch)))
+                names.extend(scalars(step(batch)))
             return list(dict.fromkeys(names))
 
         train_names = probe(model.train_step)
@@ -325,11 +355,21 @@ class Engine:
         return [v for v in model.variables if id(v) not in metrics]
 
     def _initial_state(self, seed: int) -> list[Any]:
-        """Return the values a seed starts from, drawn by building the model anew under it."""
-        if seed not in self._snapshots:
+        """Return the values a seed starts from, drawn by building the model anew under it.
+
+        Where the model has a frozen body, the outputs of that seed's body take their place too.
+        """
+        if seed not in self._snapshots or (self.frozen and self._bodies[seed] not in self._features):
             model = self._new_model(seed)
             if not all(layer.built for layer in model._flatten_layers()):
                 self._build(model)
+            if self.frozen:
+                found = cut(self.keras, model)
+                if found is None:
+                    raise ObjectiveError("build_model() must freeze the same layers on every call.")
+                self._bodies[seed] = found.digest()
+                self._hold_features(found, self._bodies[seed])
+                model = found.head
             self._keep_global_seed_generator()
             values = [self.tf.constant(v.numpy()) for v in self._state(model)]
             if [v.shape for v in values] != [v.shape for v in self._state(self.model)]:
@@ -340,6 +380,8 @@ class Engine:
             while self._snapshots and size * (len(self._snapshots) + 1) > SNAPSHOT_BYTES:
                 self._snapshots.pop(next(iter(self._snapshots)))
             self._snapshots[seed] = values
+        if self.frozen:
+            self._hold_features(None, self._bodies[seed])
         return self._snapshots[seed]
 
     def _program(self, chosen: str | OptimizerSpec) -> _Program:
@@ -359,178 +401,47 @@ class Engine:
                 optimizer=optimizer,
                 reset=self.tf.function(reset, autograph=False),
                 initial_slots=[self.tf.constant(v.numpy()) for v in slots],
-                epoch=self._trace(optimizer, xla=False),
+                epoch=self._loop.trace(optimizer, xla=False),
             )
         program = self._programs[name]
         if self.xla and program.compiled_epoch is None:
-            program.compiled_epoch = self._trace(program.optimizer, xla=True)
+            program.compiled_epoch = self._loop.trace(program.optimizer, xla=True)
         return program
-
-    def _trace(self, optimizer: Any, *, xla: bool) -> _Epoch:
-        """Return the epoch as one graph function.
-
-        It takes sample indices of the epoch, shape (n,); rate and loss ceiling of each step, shape
-        (steps, 2); the number of samples and of steps that count (XLA wants both arrays at their
-        largest size); the last two losses of the epoch before; validation indices, shape (m,).
-        It returns losses, steps done, divergence code, the last two losses, training metrics and
-        validation metrics.
-        """
-        tf, model, batch_size = self.tf, self.model, self.batch_size
-
-        def one_step(index: Any, row: Any) -> tuple[Any, Any]:
-            model.optimizer = optimizer
-            self._rate = row[0]
-            for metric in model.metrics:
-                if metric.name == "loss":  # so that what the step returns is this batch's own loss
-                    metric.reset_state()
-            logs = _scalars(model.train_step(self._gather(index)))
-            loss = tf.cast(logs["loss"], tf.float32)
-            carried = self.train_names if self._own_train_step else []
-            return loss, tf.stack([tf.cast(logs[name], tf.float32) for name in carried]) if carried else tf.zeros([0])
-
-        def one_test(index: Any) -> Any:
-            logs = _scalars(model.test_step(self._gather(index)))
-            carried = [tf.cast(logs[name], tf.float32) for name in self.test_names if self._own_test_step]
-            return tf.stack(carried) if carried else tf.zeros([0])
-
-        form: dict[str, Callable[..., Any]] = {"train": one_step, "test": one_test}
-
-        def steps(count: Any, index_of: Callable[[Any], Any], table: Any, recent: Any, size: Any) -> tuple[Any, ...]:
-            """Run `count` steps; stop where the divergence rule says so."""
-            losses = tf.TensorArray(tf.float32, size=size, element_shape=())
-            width = len(self.train_names) if self._own_train_step else 0
-
-            def body(i: Any, code: Any, before: Any, latest: Any, logs: Any, losses: Any) -> tuple[Any, ...]:
-                row = table[i]
-                loss, logs = form["train"](index_of(i), row)
-                return i + 1, judge(before, latest, loss, row[1]), latest, loss, logs, losses.write(i, loss)
-
-            start = (0, 0, recent[0], recent[1], tf.zeros([width]), losses)
-            done, code, before, latest, logs, losses = tf.while_loop(
-                lambda i, code, *_: (i < count) & (code == 0), body, start
-            )
-            return done, code, tf.stack([before, latest]), logs, losses.stack()
-
-        def judge(before: Any, latest: Any, loss: Any, limit: Any) -> Any:
-            median = tf.maximum(tf.minimum(before, latest), tf.minimum(tf.maximum(before, latest), loss))
-            return tf.where(tf.math.is_finite(loss), tf.where(median > limit, 2, 0), 1)
-
-        def loop_in_xla(order: Any, table: Any, full: Any, recent: Any) -> tuple[Any, ...]:
-            with philox():
-                return steps(
-                    full, lambda i: tf.slice(order, [i * batch_size], [batch_size]), table, recent, table.shape[0]
-                )
-
-        compiled_loop = tf.function(loop_in_xla, jit_compile=True, autograph=False)
-
-        def full_then_partial(order: Any, table: Any, samples: Any, recent: Any) -> tuple[Any, ...]:
-            # XLA wants static shapes, so the last partial batch is a step of the plain graph.
-            full = samples // batch_size
-            done, code, recent, logs, losses = compiled_loop(order, table, full, recent)
-
-            def partial() -> tuple[Any, ...]:
-                loss, logs = one_step(order[full * batch_size : samples], table[full])
-                updated = tf.tensor_scatter_nd_update(losses, [[full]], [loss])
-                code = judge(recent[0], recent[1], loss, table[full, 1])
-                return full + 1, code, tf.stack([recent[1], loss]), logs, updated
-
-            more = (code == 0) & (samples > full * batch_size)
-            result: tuple[Any, ...] = tf.cond(more, partial, lambda: (done, code, recent, logs, losses))
-            return result
-
-        def evaluate(validation: Any) -> Any:
-            size, test = self._evaluation_batch, form["test"]
-            width = len(self.test_names) if self._own_test_step else 0
-            model.reset_metrics()
-
-            def body(start: Any, _: Any) -> tuple[Any, Any]:
-                return start + size, test(validation[start : start + size])
-
-            _, logs = tf.while_loop(lambda start, _: start < tf.size(validation), body, (0, tf.zeros([width])))
-            return logs if width else self._metric_results(self.test_names)
-
-        def epoch(order: Any, table: Any, samples: Any, recent: Any, validation: Any) -> tuple[Any, ...]:
-            self._keep_global_seed_generator()
-            model.reset_metrics()
-            if xla:
-                done, code, recent, logs, losses = full_then_partial(order, table, samples, recent)
-            else:
-                count = tf.shape(table)[0]
-                done, code, recent, logs, losses = steps(
-                    count, lambda i: order[i * batch_size : (i + 1) * batch_size], table, recent, count
-                )
-            train = logs if self._own_train_step else self._metric_results(self.train_names)
-            finite = [tf.reduce_all(tf.math.is_finite(v)) for v in model.trainable_variables if v.dtype != "int32"]
-            healthy = tf.reduce_all(tf.stack(finite)) if finite else tf.constant(True)
-            code = tf.where((code == 0) & ~healthy, 3, code)
-            return losses, done, code, recent, train, evaluate(validation)
-
-        capacity = self._capacity if xla else None
-        signature = [
-            tf.TensorSpec([capacity * batch_size if capacity else None], tf.int32),
-            tf.TensorSpec([capacity, 2], tf.float32),
-            tf.TensorSpec([], tf.int32),
-            tf.TensorSpec([2], tf.float32),
-            tf.TensorSpec([None], tf.int32),
-        ]
-
-        def step_by_step(*arguments: Any) -> tuple[Any, ...]:
-            """The same loop in Python around steps that are traced one by one."""
-            if form["train"] is one_step:
-                index = tf.TensorSpec([None], tf.int32)
-                row = tf.TensorSpec([2], tf.float32)
-                form["train"] = tf.function(one_step, autograph=False, input_signature=[index, row])
-                form["test"] = tf.function(one_test, autograph=False, input_signature=[index])
-            return epoch(*arguments)
-
-        def eagerly(*arguments: Any) -> tuple[Any, ...]:
-            """The same loop in Python around steps that run as Python, as `run_eagerly` does."""
-            form.update(train=one_step, test=one_test)
-            return epoch(*arguments)
-
-        in_graph = tf.function(epoch, autograph=False, input_signature=signature)
-        forms = [("in one graph", in_graph), ("step by step", step_by_step), ("eagerly", eagerly)]
-        return _Epoch(forms[2:] if model.run_eagerly else forms[:1] if xla else forms, capacity, self._fall_back)
 
     def _fall_back(self, form: str, error: Exception) -> None:
         if self.fallback is None or form not in self.fallback:
             self.fallback = f"trains {form}: the epoch cannot be traced as one graph ({_first_line(error)})"
 
-    @property
-    def _capacity(self) -> int:
-        """Steps of the longest epoch that the data allows."""
-        return -(-self.data.samples // self.batch_size)
-
-    def _metric_results(self, names: list[str]) -> Any:
-        results = _scalars(self.model.get_metrics_result())
-        return self.tf.stack([self.tf.cast(results[name], self.tf.float32) for name in names])
-
     # -- running ----------------------------------------------------------------------------
 
-    def _call(self, epoch: _Epoch, order: Any, table: Any, recent: Any, validation: Any) -> tuple[Epoch, Any]:
+    def _call(
+        self, epoch: TracedEpoch, feed: Any, samples: int, table: Any, recent: Any, validated: AnySplit | None
+    ) -> tuple[Epoch, Any]:
         """Call a traced epoch; return what it did and the last two losses, for the next call."""
-        tf, samples = self.tf, len(order)
+        tf = self.tf
         if epoch.rows is not None:
-            order = np.pad(order, (0, epoch.rows * self.batch_size - samples))
             table = np.pad(table, ((0, epoch.rows - len(table)), (0, 0)))
         losses, done, code, recent, train, test = epoch(
-            tf.constant(order, tf.int32),
+            self.source.arguments(feed, epoch.rows),
             tf.constant(table, tf.float32),
             tf.constant(samples),
             recent,
-            tf.constant(validation, tf.int32),
+            self.source.held(validated),
         )
         done, code = int(done), int(code)
         losses = losses.numpy()[:done].astype(float)
         metrics = dict(zip(self.train_names, train.numpy().tolist(), strict=True))
-        weights = np.minimum(self.batch_size, samples - self.batch_size * np.arange(done))
+        if losses.ndim == 2:
+            losses, weights = losses[:, 0], losses[:, 1]
+        else:
+            weights = np.minimum(self.batch_size, samples - self.batch_size * np.arange(done))
         metrics["loss"] = float(np.average(losses, weights=weights)) if done else float("nan")
-        if len(validation):
+        if validated is not None:
             values = test.numpy().tolist()
             metrics |= {f"val_{name}": value for name, value in zip(self.test_names, values, strict=True)}
         return Epoch(losses, metrics, done - 1 if code else None, REASONS[code] if code else None), recent
 
-    def _seconds_per_epoch(self, epoch: _Epoch, program: _Program, split: Split, repeats: int = 3) -> float:
+    def _seconds_per_epoch(self, epoch: TracedEpoch, program: _Program, split: AnySplit, repeats: int = 3) -> float:
         seconds = []
         for _ in range(repeats):
             self._reset(program, split.seed)
@@ -544,7 +455,9 @@ class Engine:
         """Return why XLA is not worth trying, known without measuring, or None."""
         if self.model.run_eagerly:
             return "the model asks to run eagerly"
-        if any(leaf.dtype.kind in "USO" for part in self.data.parts() for _, leaf in leaves(part)):
+        if not isinstance(self.source, ArraySource):
+            return "batches come from a tf.data pipeline"
+        if any(leaf.dtype == self.tf.string for part in self.source.parts for _, leaf in leaves(part)):
             return "strings cannot be compiled"
         if self.tf.config.list_physical_devices("GPU"):
             return None
@@ -563,12 +476,13 @@ class Run:
         self,
         engine: Engine,
         program: _Program,
-        split: Split,
+        split: AnySplit,
         initial_losses: Floats,
-        epoch: _Epoch | None = None,
+        epoch: TracedEpoch | None = None,
     ) -> None:
         self.engine, self.program, self.split, self.initial_losses = engine, program, split, initial_losses
-        self.epochs_done = self.steps_done = 0
+        self.steps_done = 0
+        self._cursor: Cursor = engine.source.start(split)
         self._epoch = epoch or program.compiled_epoch or program.epoch
         self._recent: Any = NO_RECENT_LOSSES
 
@@ -583,47 +497,37 @@ class Run:
         Returns:
             Losses, metrics, and where it diverged.
         """
-        order = shuffle(self.split, self.epochs_done)
-        held = self.split.validation if validate else self.split.validation[:0]
-        result = self._go(order, np.asarray(rates), rule, held, self._epoch)
-        self.epochs_done += 1
-        return result
+        feed, samples = self._cursor.epoch()
+        return self._go(feed, samples, np.asarray(rates), rule, validate and self.split.sizes[1] > 0)
 
     def steps(self, rates: Any, rule: DivergenceRule | None = None) -> Epoch:
         """Train as many steps as there are rates, over as many shuffles as that takes, without validation.
 
         Args and returns: as `epoch`.
         """
-        rates, size = np.asarray(rates), self.engine.batch_size
-        order = np.empty(0, np.int32)
-        while len(order) < len(rates) * size:
-            order = np.concatenate([order, shuffle(self.split, self.epochs_done)])
-            self.epochs_done += 1
+        rates = np.asarray(rates)
         # A compiled epoch has room for so many steps and no more; the run's state carries over.
         chunk = self._epoch.rows or len(rates)
         losses: list[Floats] = []
         for start in range(0, len(rates), chunk):
             part = rates[start : start + chunk]
-            samples = order[start * size : (start + len(part)) * size]
-            result = self._go(samples, part, rule, self.split.validation[:0], self._epoch)
+            feed, samples = self._cursor.steps(len(part))
+            result = self._go(feed, samples, part, rule, False)
             losses.append(result.losses)
             if result.diverged_step is not None:
                 return replace(result, losses=np.concatenate(losses), diverged_step=start + result.diverged_step)
         return replace(result, losses=np.concatenate(losses))
 
-    def _go(self, order: Any, rates: Any, rule: DivergenceRule | None, validation: Any, epoch: _Epoch) -> Epoch:
+    def _go(self, feed: Any, samples: int, rates: Any, rule: DivergenceRule | None, validate: bool) -> Epoch:
         ceilings = np.full(len(rates), np.inf)
         if rule is not None and np.isfinite(rule.factor):
             ceilings[max(0, rule.from_step - 1 - self.steps_done) :] = ceiling(self.initial_losses, rule)
         table = np.stack([rates, ceilings], axis=1)
-        result, self._recent = self.engine._call(epoch, order, table, self._recent, validation)
+        result, self._recent = self.engine._call(
+            self._epoch, feed, samples, table, self._recent, self.split if validate else None
+        )
         self.steps_done += len(result.losses)
         return result
-
-
-def shuffle(split: Split, epoch: int) -> NDArray[np.int32]:
-    """Return the split's training indices in the order of an epoch, the same for every configuration."""
-    return np.random.default_rng([split.seed, epoch]).permutation(split.train).astype(np.int32)
 
 
 def _overrides(keras: Any, model: Any, name: str) -> bool:
@@ -662,13 +566,6 @@ def _other_state(tf: Any, keras: Any, model: Any) -> list[Any]:
             if not name.startswith("_"):
                 look(value)
     return found
-
-
-def _scalars(logs: Any) -> dict[str, Any]:
-    """Return the named scalars among what a step returned."""
-    if not isinstance(logs, dict):
-        return {}
-    return {str(key): value for key, value in logs.items() if len(getattr(value, "shape", ())) == 0}
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,30 @@ from pipeline.errors import ObjectiveError
 
 MAX_CLASSES = 1000
 """Integer targets with more distinct values than this are taken for numbers, not class labels."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and validation samples of one fold, and the seed of everything random in it.
+
+    Attributes:
+        train: indices of training samples, shape (n,).
+        validation: indices of validation samples, shape (m,).
+        seed: seed of initial weights, shuffles and layer randomness.
+    """
+
+    train: NDArray[np.int32]
+    validation: NDArray[np.int32]
+    seed: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Return the numbers of training and validation samples."""
+        return len(self.train), len(self.validation)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Return the steps of an epoch; a last partial batch counts, as in `model.fit`."""
+        return -(-len(self.train) // batch_size)
 
 
 def class_labels(targets: Any) -> NDArray[np.int64] | None:
