@@ -49,6 +49,7 @@ bench: $(READY) ## measure lrtune against model.fit and a plain Optuna script
 	@$(BIN)/python -m benchmarks.epoch
 	@$(BIN)/python -m benchmarks.engine
 	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.folds
 	@$(BIN)/python -m benchmarks.study
 
 clean: ## remove the environment; results and storage stay

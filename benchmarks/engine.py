@@ -1,4 +1,4 @@
-"""One training epoch of seven models: `model.fit`, the engine, a hand-written loop, and the arithmetic limit.
+"""One training epoch of eight models: `model.fit`, the engine, a hand-written loop, and the arithmetic limit.
 
 `model.fit` is its better self of `steps_per_execution` 1 and all.  The hand-written loop is one
 `tf.function` with a while loop over gathered mini-batches, as one would write it for that model
@@ -133,6 +133,16 @@ CASES = {
         labels(3000),
         250,
         26 * 26 * 32 * 9 + 11 * 11 * 64 * 288 + 1600 * 256 + 256 * 128 + 1280,
+    ),
+    "small ConvNet": Case(
+        classifier(
+            lambda: layers.Conv2D(16, 3, activation="relu"), layers.MaxPooling2D,
+            layers.Flatten, relu(32), shape=(8, 8, 1),
+        ),
+        normal(2000, 8, 8, 1),
+        labels(2000),
+        50,
+        6 * 6 * 16 * 9 + 144 * 32 + 320,
     ),
     "transformer block": Case(
         transformer, RNG.integers(0, 1000, (2000, 32)), labels(2000), 50, 32 * (4 * 32 * 32 + 2 * 32 * 32 + 2 * 32 * 64)

@@ -186,6 +186,23 @@ def check(context: typer.Context, study: StudyArgument, quiet: QuietOption = Fal
 
 @app.command(
     context_settings=KEYS,
+    help="Join a study that 'lrtune tune' has begun: run its trials until none is left." + KEYS_HELP,
+    epilog="Example: lrtune worker studies/digits.toml",
+)
+def worker(context: typer.Context, study: StudyArgument, quiet: QuietOption = False) -> None:
+    from pipeline.progress import Reporter
+
+    settings, reporter = _read(context, study, None), Reporter(quiet)
+    signal.signal(signal.SIGTERM, _on_terminate)
+    _say_resume(shlex.join(["lrtune", *sys.argv[1:]]))
+    from pipeline.search.prepare import prepare
+    from pipeline.search.study import StudyRunner
+
+    StudyRunner(prepare(settings, reporter), reporter).join()
+
+
+@app.command(
+    context_settings=KEYS,
     help="Open the Optuna dashboard on a study's storage." + KEYS_HELP,
     epilog="Example: lrtune dashboard studies/digits.toml --port 8081",
 )

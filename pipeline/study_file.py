@@ -6,6 +6,7 @@ the study's definition (see `Study.definition`): a study is only resumed under t
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,7 @@ from pipeline.training.decays import DECAYS
 from pipeline.training.optimizers import OPTIMIZERS
 
 PRUNERS = ("median", "percentile", "none")
+BACKENDS = ("loky",)
 SAMPLERS = ("tpe", "random", "grid", "qmc", "cma-es", "gp")
 
 
@@ -56,6 +58,11 @@ def one_of(kind: str, known: Iterable[str]) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Section(BaseModel):
@@ -183,6 +190,21 @@ class EngineSection(Section):
     frozen_memory: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 2048.0
 
 
+class WorkersSection(Section):
+    """`[workers]`: processes that train side by side."""
+
+    count: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    backend: Annotated[str, one_of("a joblib backend that can be used here", BACKENDS)] = "loky"
+
+    @property
+    def threads_each(self) -> int:
+        """Return the threads of each of `count` workers: the cores shared out, where none are set."""
+        if self.threads != "auto":
+            return int(self.threads)
+        return max(1, cores() // (1 if self.count == "auto" else int(self.count)))
+
+
 class StorageSection(Section):
     """`[storage]`: where trials are kept."""
 
@@ -210,6 +232,7 @@ class StudyConfig(Section):
     confirm: ConfirmSection = ConfirmSection()
     engine: EngineSection = EngineSection()
     storage: StorageSection = StorageSection()
+    workers: WorkersSection = WorkersSection()
 
 
 @dataclass(frozen=True)
@@ -239,7 +262,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return the keys that change what a trial's value means, flat, for comparison on resume."""
         config = self.config.model_dump(mode="json")
-        for key in ("trials", "timeout", "confirm", "storage", "engine"):
+        for key in ("trials", "timeout", "confirm", "storage", "engine", "workers"):
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")

@@ -40,6 +40,9 @@ objective = "{objective}"
 [pruning]
 # pruner = "median"             # or "percentile", "none"
 
+[workers]
+# count = "auto"                # processes side by side, by measurement; or a number
+
 [confirm]
 # finalists = 3                 # 0: no confirmation
 # repeats   = 5

@@ -187,7 +187,7 @@ def load_record(study: Study) -> StudyRecord:
         about=attributes["about"],
         definition=attributes["definition"],
         monitor=monitor,
-        engine=attributes.get("engine", ""),
+        engine="; ".join(filter(None, (attributes.get("engine"), attributes.get("workers", {}).get("reason")))),
         tests=attributes["range_test"],
         trials=tuple(_trial_record(trial, monitor) for trial in trials),
         confirm=attributes.get("confirm"),

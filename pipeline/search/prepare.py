@@ -5,6 +5,7 @@ Nothing here writes; every mistake that would keep a study from running is found
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +46,8 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     """
     config = study.config
     check_sampler(config.sampler.name)
+    if config.workers.threads != "auto":
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(config.workers.threads)  # read when TensorFlow is imported
     objective = load_objective(
         config.objective,
         study.path.resolve().parent,

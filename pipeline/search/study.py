@@ -8,12 +8,15 @@ queue with their parameters, under their own number.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -24,18 +27,17 @@ from pipeline.errors import KnownError, NoAnswerError, StorageError
 from pipeline.objective import describe_fault
 from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared, range_tests, space_of, splits_of, training_failed
-from pipeline.search.pruning import FoldPruner
+from pipeline.search.pruning import FoldPruner, PastTrial
+from pipeline.search.queue import DISTANCE, SeenStudy, Taken, TrialQueue
 from pipeline.search.range_test import RangeTest
-from pipeline.search.samplers import make_sampler
-from pipeline.search.space import BASELINE, Space
+from pipeline.search.space import BASELINE, Configuration, Space
 from pipeline.search.stored import best_epoch_of, configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
-from pipeline.training.sources import AnySplit
 from pipeline.words import duration
 
-MAXIMUM_RETRIES = 3
-"""A trial whose process died this often is given up as failed."""
+if TYPE_CHECKING:
+    from pipeline.search.workers import Pool
 
 REPORTS_PER_TRIAL = 10
 """Intermediate values written per trial at most: each costs a commit."""
@@ -44,15 +46,34 @@ SIGNIFICANT_DIGITS = 6
 """Digits kept of the curves in the storage."""
 
 
+@dataclass(frozen=True)
+class ConfirmTask:
+    """One candidate on one fresh repeat.
+
+    Attributes:
+        trial: number of the candidate's trial.
+        configuration: what it trains.
+        best_epoch: epochs to train.
+        repeat: counted from 0.
+    """
+
+    trial: int
+    configuration: Configuration
+    best_epoch: int
+    repeat: int
+
+
 class StudyRunner:
     """Runs or resumes a study in its storage.
 
     Args:
         prepared: the study with its engine.
         reporter: told what happens.
+        parent: in a worker, the process that started it; a trial is not begun after its end.
     """
 
-    def __init__(self, prepared: Prepared, reporter: Reporter) -> None:
+    def __init__(self, prepared: Prepared, reporter: Reporter, parent: int | None = None) -> None:
+        self.parent = parent
         self.prepared = prepared
         self.reporter = reporter
         self.study = prepared.study
@@ -91,32 +112,62 @@ class StudyRunner:
             self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
         with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
-            if mark.alone:
-                self._requeue_orphans(study)
             mark.share()
+            queue = self._queue(study)
+            self._resume(queue)
+            self._enqueue(study, queue.space)
+            pool = self._choose_workers(study)
             try:
-                self._search(study)
-                self._finish_others(study, mark)
+                if pool is None:
+                    self.search(queue)
+                else:
+                    pool.on_death = lambda: self._resume(queue)
+                    with self._watched(study, queue):
+                        pool.search()
+                    self.search(queue)  # what a worker that died has left
             except BaseException:
                 # Wherever the interruption struck, no trial of this process is left running.
                 with contextlib.suppress(Exception):
-                    if mark.alone_now():
-                        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                    queue.take_back_orphans(died=False)
                 raise
+            self._say_trials(study)
             with exclusively(self._lock_path("confirm")):
-                self._confirm(study)
+                self._confirm(study, pool)
 
-    def _finish_others(self, study: optuna.Study, mark: LiveMark) -> None:
-        """Wait for trials of other processes; run those of a process that died."""
-        while study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            if mark.alone_now():
-                self._requeue_orphans(study)
-                mark.share()
-                if self._search(study) == 0:
-                    return  # out of time
-            else:
-                time.sleep(0.5)
+    def join(self) -> None:
+        """Run trials of a study that another process has set up, until there are none left.
+
+        Raises:
+            KnownError: when there is no such study, or it was begun under another definition.
+        """
+        study = self._find()
+        if study is None or "definition" not in study.user_attrs:
+            raise KnownError(
+                f"{self.study.path}: the storage {without_password(self.url)} holds no study '{self.study.name}' yet. "
+                f"Run 'lrtune tune {self.study.path}' first."
+            )
+        self._check_same(study)
+        self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
+        with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
+            mark.share()
+            self.search(self._queue(study))
+
+    def _queue(self, study: SeenStudy) -> TrialQueue:
+        return TrialQueue(
+            study,
+            self._space(study),
+            self._lock_path,
+            distance=int(study.user_attrs.get("distance", 1)),
+            sampler=self.config.sampler.name,
+            seed=self.config.seed,
+            remote=sqlite_path(self.url) is None,
+        )
+
+    def _resume(self, queue: TrialQueue) -> None:
+        orphans = queue.take_back_orphans()
+        if orphans:
+            numbers = ", ".join(map(str, orphans))
+            self.reporter.stage("resume", f"trial {numbers} was cut off and runs again")
 
     def _delete(self, study: optuna.Study) -> None:
         with LiveMark(self._mark_path()) as mark:
@@ -135,7 +186,7 @@ class StudyRunner:
         folder, stem = (path.parent, path.name) if path is not None else (self.study.path.resolve().parent, "remote")
         return folder / f".{stem}-{self.study.name}-{purpose}.lock"
 
-    def _find(self) -> optuna.Study | None:
+    def _find(self) -> SeenStudy | None:
         """Return the study of that name, or None; makes no database."""
         path = sqlite_path(self.url)
         if path is not None and "mode=" not in self.url and not path.exists():
@@ -144,7 +195,7 @@ class StudyRunner:
         with storage_errors(self.url):
             if self.study.name not in optuna.get_all_study_names(storage):
                 return None
-            return optuna.load_study(study_name=self.study.name, storage=storage)
+            return SeenStudy(self.study.name, storage)
 
     def _searches_rates(self) -> bool:
         return self.config.search.learning_rate is None
@@ -164,29 +215,27 @@ class StudyRunner:
         if config.engine.xla != "auto":
             engine.xla = bool(config.engine.xla)
             return f"{'XLA' if engine.xla else 'plain graph'} (set in the study file)"
-        folds = config.validation.fold_count
-        # A median rule ends about half of the folds early.
-        ahead = round(0.6 * config.trials * folds * config.epochs)
-        if config.confirm.finalists:
-            ahead += (config.confirm.finalists + 1) * config.confirm.repeats * folds * config.epochs
         optimizers = config.search.optimizers
         try:
-            decision = engine.calibrate(optimizers[-1], self.prepared.splits[0], epochs=ahead, programs=len(optimizers))
+            decision = engine.calibrate(
+                optimizers[-1], self.prepared.splits[0], epochs=self._epochs_ahead(), programs=len(optimizers)
+            )
         except Exception as error:  # the first step of training: whatever the model's code raises
             raise training_failed(self.prepared, optimizers[-1], error) from error
         self.reporter.stage("engine", decision)
         return decision
 
-    def _create(self, tests: dict[str, RangeTest], decision: str) -> optuna.Study:
+    def _create(self, tests: dict[str, RangeTest], decision: str) -> SeenStudy:
         storage = open_storage(self.url, create=True)
         prepared = self.prepared
         with storage_errors(self.url):
-            study = optuna.create_study(
+            optuna.create_study(
                 study_name=self.study.name,
                 storage=storage,
                 direction="minimize" if prepared.monitor.mode == "min" else "maximize",
                 load_if_exists=True,
             )
+            study = SeenStudy(self.study.name, storage)
             if study.trials and "definition" not in study.user_attrs:
                 raise StorageError(
                     f"{self.study.path}: the storage {without_password(self.url)} already holds a study named "
@@ -198,6 +247,7 @@ class StudyRunner:
             study.set_user_attr("engine", decision)
             study.set_user_attr("xla", prepared.engine.xla)
             study.set_user_attr("metric", prepared.monitor.name)
+            study.set_user_attr("distance", distance_of(self.config.workers.count))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([prepared.monitor.name])
@@ -269,22 +319,6 @@ class StudyRunner:
             listed = ", ".join(f"{name} {versions.get(name)} -> {version}" for name, version in other.items())
             self.reporter.stage("versions", f"changed since the study began ({listed}); values may differ slightly")
 
-    def _requeue_orphans(self, study: optuna.Study) -> None:
-        """Put trials that a dead process left running back into the queue, under their own number."""
-        storage = study._storage
-        orphans = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in orphans:
-            retries = int(trial.user_attrs.get("retries", 0)) + 1
-            if retries > MAXIMUM_RETRIES:
-                storage.set_trial_user_attr(trial._trial_id, "error", f"its process died {MAXIMUM_RETRIES} times")
-                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                continue
-            storage.set_trial_user_attr(trial._trial_id, "retries", retries)
-            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        if orphans:
-            numbers = ", ".join(str(trial.number) for trial in orphans)
-            self.reporter.stage("resume", f"trial {numbers} was cut off and runs again")
-
     # -- searching --------------------------------------------------------------------------
 
     def _space(self, study: optuna.Study) -> Space:
@@ -308,39 +342,53 @@ class StudyRunner:
     def _finished(self, study: optuna.Study) -> int:
         return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
-    def _search(self, study: optuna.Study) -> int:
-        """Run trials until there are enough; return how many this process ran."""
-        space = self._space(study)
-        total = int(min(self.config.trials, space.size))
-        ran = 0
-        self._enqueue(study, space)
-        pruner = FoldPruner.named(self.config.pruning.pruner, self.config.pruning.percentile, self.config.epochs)
-        recorded: set[int] = set()
-        spent_before = _seconds_of_trials(study)
+    def search(self, queue: TrialQueue) -> None:
+        """Run trials until none is left, by whichever process, or the time is used up."""
+        study, config = queue.study, self.config
+        total = self._total(queue.space)
+        past: dict[int, PastTrial] = {}
+        spent_before = seconds_worked(study.get_trials(deepcopy=False))
+        checked = 0.0
         with self.reporter.bar("trials", total, self._finished(study)) as bar:
             while True:
                 trials = study.get_trials(deepcopy=False)
-                for past in trials:
-                    if past.number not in recorded and past.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                        pruner.record(past_trial(past, self.prepared.monitor))
-                        recorded.add(past.number)
                 finished = sum(trial.state.is_finished() for trial in trials)
                 bar.update(finished, self._note(study, trials))
-                waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-                if not waiting and len(trials) >= total:
+                if finished == len(trials) >= total:
                     break
-                if self.config.timeout is not None:
+                if config.timeout is not None:
                     spent = spent_before + time.monotonic() - self.started
-                    reserved = min(self._confirm_seconds(trials), self.config.timeout / 2)
-                    if spent + reserved >= self.config.timeout and finished > 0:
+                    reserved = min(self._confirm_seconds(trials), config.timeout / 2)
+                    if spent + reserved >= config.timeout and finished > 0:
                         self.reporter.stage(
-                            "timeout", f"{duration(self.config.timeout)} are used up after {finished} trials"
+                            "timeout", f"{duration(config.timeout)} are used up after {finished} trials"
                         )
                         break
-                number = waiting[0] if waiting else len(trials)
-                # A sampler of its own per trial: a resumed study draws what an uninterrupted one draws.
-                study.sampler = make_sampler(self.config.sampler.name, self.config.seed, number, space)
-                ran += self._run_one(study, space, pruner, total)
+                if self._orphaned():
+                    break
+                taken = queue.take(total)
+                if taken is None:  # earlier trials still run, here or elsewhere
+                    time.sleep(0.02)
+                    if time.monotonic() - checked > 1.0:
+                        checked = time.monotonic()
+                        queue.take_back_orphans()
+                    continue
+                for one in study.get_trials(deepcopy=False):
+                    if one.number not in past and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                        past[one.number] = past_trial(one, self.prepared.monitor)
+                pruner = FoldPruner.named(config.pruning.pruner, config.pruning.percentile, config.epochs)
+                for number in sorted(past):
+                    if number <= taken.horizon:
+                        pruner.record(past[number])
+                self._run_one(queue, taken, pruner)
+
+    def _orphaned(self) -> bool:
+        return self.parent is not None and os.getppid() != self.parent
+
+    def _total(self, space: Space) -> int:
+        return int(min(self.config.trials, space.size))
+
+    def _say_trials(self, study: optuna.Study) -> None:
         trials = study.get_trials(deepcopy=False)
         states = {state: sum(t.state == state for t in trials) for state in TrialState}
         diverged = sum(bool(t.user_attrs.get("diverged_at")) for t in trials)
@@ -350,7 +398,58 @@ class StudyRunner:
             f"{states[TrialState.PRUNED] - diverged} pruned, {diverged} diverged"
             + (f", {states[TrialState.FAIL]} failed" if states[TrialState.FAIL] else ""),
         )
-        return ran
+
+    def _choose_workers(self, study: SeenStudy) -> Pool | None:
+        """Return the worker processes that train the study, or None when this process does it alone.
+
+        A count that the study file does not set is decided by measurement, once for the study.
+        """
+        from pipeline.search.workers import Pool, decide
+
+        config, space = self.config, self._space(study)
+        left = self._total(space) - self._finished(study)
+        if config.workers.count != "auto":
+            count = min(int(config.workers.count), max(left, 1))
+            if config.workers.count == 1:
+                return None
+            return Pool(self.study, count, config.workers.threads_each)
+        choice = study.user_attrs.get("workers")
+        if choice is None:
+            choice, pool = decide(self, self._epochs_ahead())
+            study.set_user_attr("workers", choice)
+            self.reporter.stage("workers", choice["reason"])
+            return pool
+        return Pool(self.study, choice["count"], 1) if choice["count"] > 1 and left > 1 else None
+
+    def _epochs_ahead(self) -> int:
+        """Return about how many epochs the study will train, confirmation included."""
+        config = self.config
+        folds = config.validation.fold_count
+        # A median rule ends about half of the folds early.
+        ahead = round(0.6 * config.trials * folds * config.epochs)
+        if config.confirm.finalists:
+            ahead += (config.confirm.finalists + 1) * config.confirm.repeats * folds * config.epochs
+        return ahead
+
+    @contextlib.contextmanager
+    def _watched(self, study: SeenStudy, queue: TrialQueue) -> Iterator[None]:
+        """Show the progress of all workers, read from the storage, while they work."""
+        ended = threading.Event()
+        total = self._total(queue.space)
+
+        def watch() -> None:
+            with self.reporter.bar("trials", total, self._finished(study)) as bar:
+                while not ended.wait(0.5):
+                    trials = study.get_trials(deepcopy=False)
+                    bar.update(sum(t.state.is_finished() for t in trials), self._note(study, trials))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
 
     def _note(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> str:
         complete = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
@@ -359,25 +458,26 @@ class StudyRunner:
         best = min(complete, key=lambda t: float(self.prepared.monitor.cost(t.value)))
         return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}"
 
-    def _run_one(self, study: optuna.Study, space: Space, pruner: FoldPruner, total: int) -> bool:
-        """Ask, train, tell.  An interruption puts the trial back into the queue.
+    def _run_one(self, queue: TrialQueue, taken: Taken, pruner: FoldPruner) -> None:
+        """Train and tell.  An interruption puts the trial back into the queue."""
+        try:
+            self._train_and_tell(queue.study, taken, pruner)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                queue.put_back(taken)
+            raise
+        finally:
+            queue.release(taken)
 
-        Returns:
-            Whether there was a trial left to run.
-        """
-        config = self.config
-        with exclusively(self._lock_path("queue")), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the baseline's position may lie outside its range
-            trials = study.get_trials(deepcopy=False)
-            if len(trials) >= total and not any(t.state == TrialState.WAITING for t in trials):
-                return False  # another process took the last one
-            trial = study.ask()
-            configuration = space.suggest(trial)
+    def _train_and_tell(self, study: optuna.Study, taken: Taken, pruner: FoldPruner) -> None:
+        config, trial, configuration = self.config, taken.trial, taken.configuration
         baseline = bool(trial.user_attrs.get("baseline"))
         trial.set_user_attr("learning_rate", configuration.learning_rate)
         reports = report_epochs(config.epochs, config.validation.fold_count)
 
         def on_epoch(fold: int, epoch: int, value: float) -> None:
+            if self._orphaned():
+                raise KeyboardInterrupt
             if fold == 0 and epoch in reports:
                 _report(trial, value, epoch)
 
@@ -396,19 +496,13 @@ class StudyRunner:
                 on_epoch=on_epoch,
                 on_fold=on_fold,
             )
-        except BaseException as error:
+        except Exception as error:  # whatever the model's code raises: the trial failed, the study goes on
             storage = study._storage
-            if isinstance(error, Exception):
-                storage.set_trial_user_attr(
-                    trial._trial_id, "error", describe_fault(error, self.prepared.objective.path)
-                )
-                storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                self._stop_after_failures(study)
-                return True
-            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            raise
+            storage.set_trial_user_attr(trial._trial_id, "error", describe_fault(error, self.prepared.objective.path))
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            self._stop_after_failures(study)
+            return
         self._tell(study, trial, outcome)
-        return True
 
     def _stop_after_failures(self, study: optuna.Study) -> None:
         """End the study when nothing but failures came of its first trials, or of many in a row."""
@@ -446,7 +540,7 @@ class StudyRunner:
         seconds = float(np.median([t.duration.total_seconds() for t in done if t.duration is not None]))
         return seconds * (config.confirm.finalists + 1) * config.confirm.repeats
 
-    def _confirm(self, study: optuna.Study) -> None:
+    def _confirm(self, study: optuna.Study, pool: Pool | None) -> None:
         """Run the finalists and the default on fresh seeds; keep every repeat as soon as it is done."""
         config, monitor = self.config, self.prepared.monitor
         trials = study.get_trials(deepcopy=False)
@@ -466,35 +560,36 @@ class StudyRunner:
         candidates = baseline + finalists
         record = dict(study.user_attrs.get("confirm") or {})
         values: dict[str, list[list[float] | None]] = {k: list(v) for k, v in record.get("values", {}).items()}
-        todo = sum(max(0, config.confirm.repeats - len(values.get(str(t.number), []))) for t in candidates)
-        with self.reporter.bar("confirm", todo) as bar:
-            done = 0
-            for repeat in range(config.confirm.repeats):
-                splits = splits_of(self.study, self.prepared.objective, repeat=repeat + 1)
-                for trial in candidates:
-                    runs = values.setdefault(str(trial.number), [])
-                    if len(runs) > repeat:
-                        continue
-                    runs.append(self._confirm_once(trial, splits))
-                    done += 1
-                    bar.update(done, configuration_of(trial).describe())
-                    self._keep(study, values, candidates)
+        tasks = [
+            ConfirmTask(trial.number, configuration_of(trial), self._best_epoch(trial), repeat)
+            for repeat in range(config.confirm.repeats)
+            for trial in candidates
+            if len(values.get(str(trial.number), [])) <= repeat
+        ]
+        results = map(self.confirm_once, tasks) if pool is None else pool.confirm(tasks)
+        with self.reporter.bar("confirm", len(tasks)) as bar:
+            for done, (task, result) in enumerate(zip(tasks, results, strict=True), start=1):
+                values.setdefault(str(task.trial), []).append(result)
+                bar.update(done, task.configuration.describe())
+                self._keep(study, values, candidates)
         self._keep(study, values, candidates)
 
-    def _confirm_once(self, trial: FrozenTrial, splits: Sequence[AnySplit]) -> list[float] | None:
-        """Return the monitored value per fold at the trial's own best epoch, or None where it diverged."""
-        best_epoch = best_epoch_of(trial.user_attrs["curves"], self.prepared.monitor)
+    def _best_epoch(self, trial: FrozenTrial) -> int:
+        return best_epoch_of(trial.user_attrs["curves"], self.prepared.monitor)
+
+    def confirm_once(self, task: ConfirmTask) -> list[float] | None:
+        """Return the monitored value per fold of a fresh repeat, or None where it diverged."""
         outcome = run_trial(
             self.prepared.engine,
-            configuration_of(trial),
-            splits,
+            task.configuration,
+            splits_of(self.study, self.prepared.objective, repeat=task.repeat + 1),
             epochs=self.config.epochs,
             monitor=self.prepared.monitor,
-            run_epochs=best_epoch,
+            run_epochs=task.best_epoch,
         )
         if outcome.diverged_at is not None:
             return None
-        return [curve[best_epoch - 1] for curve in outcome.curves[self.prepared.monitor.name]]
+        return [curve[task.best_epoch - 1] for curve in outcome.curves[self.prepared.monitor.name]]
 
     def _keep(self, study: optuna.Study, values: dict[str, Any], candidates: Sequence[FrozenTrial]) -> None:
         study.set_user_attr(
@@ -515,8 +610,23 @@ def _report(trial: optuna.Trial, value: float, step: int) -> None:
         trial.report(value, step)
 
 
-def _seconds_of_trials(study: optuna.Study) -> float:
-    return sum(t.duration.total_seconds() for t in study.get_trials(deepcopy=False) if t.duration is not None)
+def seconds_worked(trials: Sequence[FrozenTrial]) -> float:
+    """Return the seconds during which at least one trial ran; trials side by side count once."""
+    spans = sorted(
+        (t.datetime_start.timestamp(), t.datetime_complete.timestamp())
+        for t in trials
+        if t.datetime_start is not None and t.datetime_complete is not None
+    )
+    worked, until = 0.0, float("-inf")
+    for start, end in spans:
+        worked += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return worked
+
+
+def distance_of(count: int | str) -> int:
+    """Return how many numbers back a trial's knowledge ends, for so many workers."""
+    return DISTANCE if count == "auto" else max(DISTANCE, int(count))
 
 
 def _range_test_record(test: RangeTest) -> dict[str, Any]:

@@ -40,8 +40,11 @@ FROZEN_BYTES = 2 << 30
 NO_RECENT_LOSSES = np.full(2, -np.inf, np.float32)
 """The last two losses before a run's first step: too low for any ceiling."""
 
-XLA_COMPILE_SECONDS = 1.5
-"""What compiling one optimizer is expected to cost before it has been measured, in seconds."""
+TIMED_SECONDS = 1.0
+"""About how long a measurement of the training speed takes, in seconds, where single steps are shorter."""
+
+XLA_SECONDS_PER_OPERATION = 0.004
+"""What compiling is expected to cost, in seconds per operation of the graph; 0.002 to 0.004 were measured."""
 
 
 @dataclass(frozen=True)
@@ -197,11 +200,27 @@ class Engine:
         unseeded = self.tf.constant([seed % 2**31, 0], self._unseeded.state.dtype)
         program.reset([*self._initial_state(seed), unseeded, *self._initial_extras], program.initial_slots)
 
+    def seconds_per_epoch(self, optimizer: str, split: AnySplit, *, at_least: float = 0.0) -> float:
+        """Return the median seconds of an epoch as the engine runs it now, without validation.
+
+        Args:
+            optimizer: the optimizer to measure.
+            split: the split to measure on.
+            at_least: seconds to go on measuring.
+        """
+        program = self._program(optimizer)
+        epoch = program.compiled_epoch or program.epoch
+        began, seconds = time.perf_counter(), [self._seconds_per_epoch(epoch, program, split)]
+        while time.perf_counter() - began < at_least:
+            seconds.append(self._seconds_per_epoch(epoch, program, split))
+        return float(np.median(seconds))
+
     def calibrate(self, optimizer: str, split: AnySplit, *, epochs: int, programs: int) -> str:
         """Decide by measurement whether XLA pays for the training that lies ahead.
 
-        The cost is bounded by three timed epochs and one compilation, and is spent only where the
-        training ahead is long enough to win it back.
+        The cost is bounded by two measurements of about `TIMED_SECONDS` and one compilation, whose
+        seconds are foreseen from the size of the graph, and is spent only where compiling every
+        program would take less than half of the training ahead.
 
         Args:
             optimizer: the optimizer to measure.
@@ -219,12 +238,13 @@ class Engine:
         plain = self._seconds_per_epoch(program.epoch, program, split)
         if self.fallback is not None:
             return self.fallback
-        if plain * epochs < XLA_COMPILE_SECONDS * programs * 2:
+        expected = XLA_SECONDS_PER_OPERATION * program.epoch.operations()
+        if plain * epochs < expected * programs * 2:
             return f"plain graph ({1000 * plain:.1f} ms per epoch; too little training ahead for XLA to pay)"
         started = time.perf_counter()
         try:
             compiled = self._loop.trace(program.optimizer, xla=True)
-            self._seconds_per_epoch(compiled, program, split, repeats=1)
+            self._seconds(compiled, program, split, 1)
         except Exception as error:  # any op without an XLA kernel ends here; the plain graph runs it
             return f"plain graph (XLA cannot compile this model: {_first_line(error)})"
         compile_seconds = time.perf_counter() - started
@@ -441,15 +461,21 @@ class Engine:
             metrics |= {f"val_{name}": value for name, value in zip(self.test_names, values, strict=True)}
         return Epoch(losses, metrics, done - 1 if code else None, REASONS[code] if code else None), recent
 
-    def _seconds_per_epoch(self, epoch: TracedEpoch, program: _Program, split: AnySplit, repeats: int = 3) -> float:
-        seconds = []
-        for _ in range(repeats):
-            self._reset(program, split.seed)
-            run = Run(self, program, split, np.ones(1), epoch)
-            started = time.perf_counter()
-            run.epoch(np.full(split.steps_per_epoch(self.batch_size), 1e-6))
-            seconds.append(time.perf_counter() - started)
-        return float(np.median(seconds))
+    def _seconds_per_epoch(self, epoch: TracedEpoch, program: _Program, split: AnySplit) -> float:
+        """Return the seconds of an epoch without validation, measured on as many of its steps as a second allows."""
+        whole = split.steps_per_epoch(self.batch_size)
+        self._seconds(epoch, program, split, 1)  # traces and warms up
+        steps = int(np.clip(TIMED_SECONDS / 3 / self._seconds(epoch, program, split, 1), 1, whole))
+        return float(np.median([self._seconds(epoch, program, split, steps) for _ in range(3)])) * whole / steps
+
+    def _seconds(self, epoch: TracedEpoch, program: _Program, split: AnySplit, steps: int) -> float:
+        """Return the seconds of the first steps of a run."""
+        self._reset(program, split.seed)
+        feed, samples = self.source.start(split).epoch(steps)
+        table = np.stack([np.full(steps, 1e-6), np.full(steps, np.inf)], axis=1)
+        started = time.perf_counter()
+        self._call(epoch, feed, samples, table, NO_RECENT_LOSSES, None)
+        return time.perf_counter() - started
 
     def _xla_obstacle(self) -> str | None:
         """Return why XLA is not worth trying, known without measuring, or None."""

@@ -52,6 +52,11 @@ class TracedEpoch:
                 self.proven = True
                 return result
 
+    def operations(self) -> int:
+        """Return the operations of the traced graph, functions inside it included."""
+        graph = self.forms[0][1].get_concrete_function().graph  # type: ignore[attr-defined]
+        return len(graph.get_operations()) + sum(len(f.node_def) for f in graph.as_graph_def().library.function)
+
 
 @dataclass(frozen=True)
 class Loop:

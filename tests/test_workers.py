@@ -1,0 +1,226 @@
+"""Several workers: the same trials as one, nothing lost when one dies, the count chosen by measurement."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from pipeline.search import workers
+from pipeline.search.queue import DISTANCE, SeenStudy, TrialQueue
+from pipeline.search.space import Space
+from pipeline.search.study import distance_of, seconds_worked
+from pipeline.storage import open_storage
+from pipeline.study_file import read_study
+from tests.test_study import spawn, stored, wait_for_trials
+
+SPACE = Space(
+    optimizers=("sgd", "adam"),
+    decays=("constant", "cosine"),
+    bounds={"sgd": (1e-3, 1.0), "adam": (1e-4, 1e-1)},
+    final_fraction=(0.01, 1.0),
+    final_fractions=(),
+    learning_rates=(),
+)
+
+
+def queue_on(path: Path, distance: int = DISTANCE) -> TrialQueue:
+    """A queue on an empty study in a folder."""
+    storage = open_storage(f"sqlite:///{path}/q.db", create=True)
+    optuna.create_study(study_name="q", storage=storage, load_if_exists=True)
+    return TrialQueue(
+        SeenStudy("q", storage),
+        SPACE,
+        lambda purpose: path / f".{purpose}.lock",
+        distance=distance,
+        sampler="tpe",
+        seed=0,
+        remote=False,
+    )
+
+
+def draw(path: Path, width: int, trials: int) -> list[dict[str, object]]:
+    """Run so many trials with so many in flight, ending them out of order; return their parameters."""
+    queue = queue_on(path)
+    running = []
+    while True:
+        taken = queue.take(trials) if len(running) < width else None
+        if taken is not None:
+            running.append(taken)
+            continue
+        if not running:
+            break
+        done = running.pop()  # the newest first: as far out of order as can be
+        params = done.trial.params
+        queue.study.tell(done.trial, params["lr_position"] + 0.1 * (params["optimizer"] == "sgd"))
+        queue.release(done)
+    return [t.params for t in queue.study.trials]
+
+
+def test_trials_are_the_same_however_many_run_at_once(tmp_path):
+    """TPE draws 30 trials one by one, and up to four at once in another order of ending."""
+    drawn = []
+    for width in (1, 2, DISTANCE):
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        drawn.append(draw(folder, width, 30))
+    assert len(drawn[0]) == 30
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_a_trial_waits_for_those_it_must_see(tmp_path):
+    """With four running, a fifth waits for the first; not for the others."""
+    queue = queue_on(tmp_path)
+    running = [queue.take(10) for _ in range(DISTANCE)]
+    assert all(running)
+    assert queue.take(10) is None
+    queue.study.tell(running[1].trial, 1.0)
+    queue.release(running[1])
+    assert queue.take(10) is None
+    queue.study.tell(running[0].trial, 1.0)
+    queue.release(running[0])
+    assert queue.take(10).trial.number == DISTANCE
+    assert list(tmp_path.glob(".trial-0*")) == []
+
+
+def test_a_live_trial_is_left_alone_and_a_dead_ones_goes_back(tmp_path):
+    """Whoever looks: the lock file tells them apart."""
+    queue = queue_on(tmp_path)
+    taken = queue.take(5)
+    assert queue_on(tmp_path).take_back_orphans() == []
+    taken.mark.__exit__()  # as the operating system does when the process dies
+    assert queue_on(tmp_path).take_back_orphans() == [0]
+    trial = queue.study.trials[0]
+    assert trial.state == TrialState.WAITING
+    assert trial.user_attrs["retries"] == 1
+    again = queue.take(5)
+    assert again.trial.number == 0
+    assert again.trial.params == taken.trial.params
+
+
+def test_two_workers_run_the_very_study_that_one_runs(tiny, tmp_path):
+    """Curves to the last digit, confirmation included, and as many trials as asked for."""
+    results = []
+    for count in (1, 2):
+        options = ("--trials", "16", "--workers.count", str(count), "--engine.xla", "false")
+        child = spawn(tiny, *options, "--output", str(tmp_path / f"out{count}"), "--fresh")
+        _, errors = child.communicate(timeout=200)
+        assert child.returncode == 0, errors.decode()
+        assert len(stored(tiny).trials) == 16
+        results.append([(tmp_path / f"out{count}" / name).read_bytes() for name in ("curves.csv", "best.json")])
+    assert results[0] == results[1]
+
+
+def workers_of(child: subprocess.Popen[bytes]) -> list[int]:
+    """Return the worker processes that a command has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                command = (entry / "cmdline").read_text()
+            except OSError:
+                continue
+            if parent == child.pid and "popen_loky" in command:
+                found.append(int(entry.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs still."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_worker_that_dies_costs_nothing_and_none_outlives_its_parent(tiny):
+    """kill -9 of a worker: its trial runs again and the study goes on.  kill -9 of the parent ends them all."""
+    options = ("--trials", "60", "--epochs", "30", "--confirm.finalists", "0", "--workers.count", "2")
+    child = spawn(tiny, *options)
+    wait_for_trials(tiny, 3, child)
+    os.kill(workers_of(child)[0], signal.SIGKILL)
+    before = sum(t.state.is_finished() for t in stored(tiny).trials)
+    wait_for_trials(tiny, before + 4, child)
+    orphans = workers_of(child)
+    assert len(orphans) == 2
+    child.kill()
+    child.wait()
+    deadline = time.monotonic() + 20
+    while any(is_alive(pid) for pid in orphans) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(is_alive(pid) for pid in orphans)
+    child = spawn(tiny, *options)
+    _, errors = child.communicate(timeout=200)
+    assert child.returncode == 0, errors.decode()
+    trials = stored(tiny).trials
+    assert len(trials) == 60
+    assert all(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
+
+
+def test_a_worker_joins_by_hand(tiny, lrtune, lrtune_here):
+    """`lrtune worker` runs what is left of a study, and refuses one that was not begun."""
+    ended = lrtune("worker", tiny)
+    assert ended.returncode == 1
+    assert "Run 'lrtune tune" in ended.stderr
+    assert lrtune_here("tune", tiny, "--trials", "4").returncode == 0
+    assert lrtune_here("worker", tiny, "--trials", "9").returncode == 0
+    assert len(stored(tiny).trials) == 9
+
+
+@pytest.mark.parametrize(
+    ("together", "cores", "count", "reason"),
+    [
+        (40.0, 2, 2, "2 workers with one thread each (40 against 10 epochs per second"),
+        (11.0, 2, 1, "one worker with 2 threads (2 with one thread each: 11 against 10"),
+        (99.0, 1, 1, "one core"),
+        (99.0, 64, DISTANCE, "workers with one thread each"),
+    ],
+)
+def test_the_count_is_what_trains_more(tiny, monkeypatch, together, cores, count, reason):
+    """The measured rates decide; no more workers than leave the trials unchanged."""
+    ended = []
+    monkeypatch.setattr(workers, "cores", lambda: cores)
+    monkeypatch.setattr(workers.Pool, "epochs_per_second", lambda *_: together)
+    monkeypatch.setattr(workers.Pool, "end", lambda self: ended.append(self.count))
+    engine = SimpleNamespace(seconds_per_epoch=lambda *_: 0.1, xla=False)
+    runner = SimpleNamespace(
+        study=read_study(tiny),
+        config=read_study(tiny).config,
+        prepared=SimpleNamespace(engine=engine, splits=[None]),
+        reporter=SimpleNamespace(stage=lambda *_: None),
+    )
+    choice, pool = workers.decide(runner, epochs=5000)
+    assert choice["count"] == count
+    assert reason in choice["reason"]
+    assert (pool is None) == (count == 1)
+    assert ended == ([2] if count == 1 and cores > 1 else [])
+    little, pool = workers.decide(runner, epochs=10)
+    assert little["count"] == 1
+    assert pool is None
+
+
+def test_seconds_side_by_side_count_once():
+    """Two trials at once, a gap, and one more: six seconds of work."""
+    start = datetime(2026, 1, 1)
+    spans = [(0, 3), (1, 4), (10, 12)]
+    trials = [optuna.trial.create_trial(value=0.0, state=TrialState.COMPLETE) for _ in spans]
+    for trial, (first, last) in zip(trials, spans, strict=True):
+        trial.datetime_start, trial.datetime_complete = (start + timedelta(seconds=s) for s in (first, last))
+    assert seconds_worked(trials) == pytest.approx(6.0)
+
+
+def test_more_workers_than_the_distance_widen_it():
+    """They would else wait for each other."""
+    assert distance_of("auto") == distance_of(1) == DISTANCE
+    assert distance_of(16) == 16
