@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 
 from pipeline.progress import Reporter
-from pipeline.report.records import load_record
+from pipeline.report.records import StudyRecord, load_record
 from pipeline.search.prepare import Prepared, prepare, splits_of
 from pipeline.search.study import StudyRunner
 from pipeline.study_file import read_study
@@ -94,11 +94,12 @@ def changed(variant: Variant) -> Iterator[None]:
         yield
 
 
-def run(prepared: Prepared, variant: Variant, seed: int) -> tuple[list[float], list[int]]:
-    """Run a study; return the best value so far and the epochs trained so far after every trial."""
+def recorded(prepared: Prepared, variant: Variant, seed: int) -> StudyRecord:
+    """Run a study and return its record."""
     overrides = {
         "seed": seed,
         "trials": TRIALS,
+        "epochs": prepared.study.config.epochs,
         "confirm.finalists": 0,
         "workers.count": 1,
         "engine.xla": True,
@@ -106,13 +107,17 @@ def run(prepared: Prepared, variant: Variant, seed: int) -> tuple[list[float], l
     }
     with tempfile.TemporaryDirectory() as folder, changed(variant):
         url = {"storage.url": f"sqlite:///{folder}/s.db"}
-        epochs = {"epochs": prepared.study.config.epochs}
-        study = read_study(prepared.study.path, {**overrides, **url, **epochs}, Path(folder) / "out")
+        study = read_study(prepared.study.path, {**overrides, **url}, Path(folder) / "out")
         splits = splits_of(study, prepared.objective, repeat=0)
         StudyRunner(replace(prepared, study=study, splits=splits), Reporter(quiet=True)).run()
-        record = load_record(study)
-    best, spent = [], []
-    for trial in record.trials:
+        return load_record(study)
+
+
+def run(prepared: Prepared, variant: Variant, seed: int) -> tuple[list[float], list[int]]:
+    """Run a study; return the best value so far and the epochs trained so far after every trial."""
+    best: list[float] = []
+    spent: list[int] = []
+    for trial in recorded(prepared, variant, seed).trials:
         value = trial.value if trial.value is not None else np.inf
         best.append(min(value, best[-1] if best else np.inf))
         spent.append(trial.epochs_run + (spent[-1] if spent else 0))

@@ -256,6 +256,7 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
             batch_size=config.batch_size,
             frozen_bytes=round(config.engine.frozen_memory * 2**20),
             seed=config.seed,
+            plateau_rates=answer.trial.mean_rates(answer.epochs),
             on_epoch=lambda done, loss: bar.update(done, f"loss {loss:.4g}"),
         )
     for name, value in fitted.test.items():

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import StudyFileError, did_you_mean
 from pipeline.storage import anchored
-from pipeline.training.decays import DECAYS
-from pipeline.training.optimizers import OPTIMIZERS
+from pipeline.training.decays import DECAYS, DEFAULT_DECAYS
+from pipeline.training.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
 
-PRUNERS = ("median", "percentile", "none")
+PRUNERS = ("median", "percentile", "successive-halving", "hyperband", "none")
 BACKENDS = ("loky",)
 SAMPLERS = ("tpe", "random", "grid", "qmc", "cma-es", "gp")
 
@@ -53,6 +54,8 @@ def one_of(kind: str, known: Iterable[str]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if not isinstance(value, str):
             raise ValueError(f"must be the name of {kind} in quotes")
+        if value not in names and value.replace("_", "-") in names:
+            return value.replace("_", "-")
         if value not in names:
             raise ValueError(f"'{value}' is not {kind}{did_you_mean(value, names)}")
         return value
@@ -116,6 +119,44 @@ def _check_choice(low: float | None, high: float | None, values: tuple[float, ..
         raise ValueError(f"low must be below high, got low={low:g}, high={high:g}. Swap them?")
 
 
+SEARCHED_VALUES = 5
+"""A range of a further dimension is searched at so many values: each is an optimizer traced once."""
+
+
+class SettingChoice(Section):
+    """Values of a further dimension: `{ low, high }`, searched at five values between them, or `{ values }`."""
+
+    low: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    high: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    values: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SettingChoice:
+        _check_choice(self.low, self.high, self.values)
+        return self
+
+    def spread(self, spacing: str) -> tuple[float, ...]:
+        """Return the values to choose from.
+
+        Args:
+            spacing: "linear", "log", or "one minus" for values that approach 1.
+        """
+        if self.values is not None:
+            return self.values
+        assert self.low is not None and self.high is not None
+        if spacing == "one minus":
+            found = 1.0 - np.geomspace(1.0 - self.low, 1.0 - self.high, SEARCHED_VALUES)
+        elif spacing == "log" and self.low > 0:
+            found = np.geomspace(self.low, self.high, SEARCHED_VALUES)
+        else:
+            found = np.linspace(self.low, self.high, SEARCHED_VALUES)
+        return tuple(float(f"{value:.4g}") for value in found)
+
+
+SETTINGS = {"momentum": "one minus", "weight_decay": "log", "warmup_fraction": "linear", "clipnorm": "log"}
+"""Further dimensions of the search, and how a range of them is spread."""
+
+
 class RangeTestSection(Section):
     """`[range_test]`: the ramp of the learning rate range test."""
 
@@ -133,10 +174,42 @@ class RangeTestSection(Section):
 class SearchSection(Section):
     """`[search]`: what is sampled."""
 
-    optimizers: tuple[Annotated[str, one_of("an optimizer", OPTIMIZERS)], ...] = tuple(OPTIMIZERS)
-    decays: tuple[Annotated[str, one_of("a decay scheme", DECAYS)], ...] = tuple(DECAYS)
+    optimizers: tuple[Annotated[str, one_of("an optimizer", OPTIMIZERS)], ...] = DEFAULT_OPTIMIZERS
+    decays: tuple[Annotated[str, one_of("a decay scheme", DECAYS)], ...] = DEFAULT_DECAYS
     final_fraction: FractionChoice = FractionChoice(low=0.001, high=1.0)
     learning_rate: RateChoice | None = None
+    momentum: SettingChoice | None = None
+    weight_decay: SettingChoice | None = None
+    warmup_fraction: SettingChoice | None = None
+    clipnorm: SettingChoice | None = None
+
+    def settings(self) -> dict[str, tuple[float, ...]]:
+        """Return the values to choose from of every further dimension that is searched."""
+        given = {name: getattr(self, name) for name in SETTINGS}
+        return {name: choice.spread(SETTINGS[name]) for name, choice in given.items() if choice is not None}
+
+    @field_validator("momentum", "warmup_fraction")
+    @classmethod
+    def _below_one(cls, value: SettingChoice | None) -> SettingChoice | None:
+        highest = max((value.high or 0.0, *(value.values or ()))) if value is not None else 0.0
+        if highest >= 1:
+            raise ValueError(f"must be below 1, got {highest:g}")
+        return value
+
+    @field_validator("clipnorm")
+    @classmethod
+    def _above_zero(cls, value: SettingChoice | None) -> SettingChoice | None:
+        if value is not None and min(v for v in (value.low, *(value.values or ())) if v is not None) <= 0:
+            raise ValueError("must be above 0; leave the key out for no clipping")
+        return value
+
+    @model_validator(mode="after")
+    def _has_an_optimizer(self) -> SearchSection:
+        for name in ("momentum", "weight_decay"):
+            if getattr(self, name) is not None and not any(name in OPTIMIZERS[o].settings for o in self.optimizers):
+                able = ", ".join(o for o, spec in OPTIMIZERS.items() if name in spec.settings)
+                raise ValueError(f"{name} is searched, but no optimizer here has it; add one of {able}")
+        return self
 
     @field_validator("optimizers", "decays")
     @classmethod
@@ -266,6 +339,10 @@ class Study:
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")
+        for name in (*SETTINGS, "steps_per_epoch"):  # absent when unused, as in studies of earlier versions
+            table = config if name == "steps_per_epoch" else config["search"]
+            if table[name] is None:
+                table.pop(name)
         unused = "fraction" if self.config.validation.scheme == "k-fold" else "folds"
         config["validation"].pop(unused)
         return flatten(config)

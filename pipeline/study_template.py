@@ -38,7 +38,7 @@ objective = "{objective}"
 # folds  = 5
 
 [pruning]
-# pruner = "median"             # or "percentile", "none"
+# pruner = "median"             # or "percentile", "successive-halving", "hyperband", "none"
 
 [workers]
 # count = "auto"                # processes side by side, by measurement; or a number

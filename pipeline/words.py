@@ -17,11 +17,25 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
-def describe_configuration(optimizer: str, learning_rate: float, decay: str, final_fraction: float) -> str:
+def describe_configuration(
+    optimizer: str,
+    learning_rate: float,
+    decay: str,
+    final_fraction: float,
+    *,
+    warmup_fraction: float | None = None,
+    momentum: float | None = None,
+    weight_decay: float | None = None,
+    clipnorm: float | None = None,
+) -> str:
     """Return a configuration in one line.
 
     >>> describe_configuration("adam", 0.001, "cosine", 0.01)
     'adam at 0.001, cosine decay to 0.01×'
     """
-    end = "constant" if decay == "constant" else f"{decay} decay to {final_fraction:.3g}×"
-    return f"{optimizer} at {learning_rate:.4g}, {end}"
+    shape = decay if decay in ("1cycle", "plateau") else f"{decay} decay"
+    end = "constant" if decay == "constant" else f"{shape} to {final_fraction:.3g}×"
+    further = {"momentum": momentum, "weight decay": weight_decay, "clipnorm": clipnorm}
+    warm_up = f", warm-up over {100 * warmup_fraction:.3g}%" if warmup_fraction else ""
+    settings = "".join(f", {name} {value:g}" for name, value in further.items() if value is not None)
+    return f"{optimizer} at {learning_rate:.4g}, {end}{warm_up}{settings}"

@@ -23,14 +23,13 @@ from pipeline.report.records import (
     recommend,
     trials_frame,
 )
-from pipeline.training.decays import keras_schedule_code
-from pipeline.training.optimizers import OPTIMIZERS
+from pipeline.training.decays import WARM_UP_CODE, keras_schedule_code, plateau_callback_code
 
 
 def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
     """Return the recommendation, machine-readable; keys that the study did not use are None."""
     c, improvement = answer.configuration, answer.improvement
-    settings = OPTIMIZERS[c.optimizer].settings
+    settings = c.spec.settings
     baseline = record.baseline
     return {
         "study": record.name,
@@ -43,7 +42,7 @@ def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
         "batch_size": record.about["batch_size"],
         "momentum": settings.get("momentum"),
         "weight_decay": settings.get("weight_decay"),
-        "warmup_fraction": None,
+        "warmup_fraction": c.warmup_fraction,
         "monitor": record.monitor.name,
         "mode": record.monitor.mode,
         "value": answer.value,
@@ -80,8 +79,20 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
     c, about = answer.configuration, record.about
     samples, batch_size, epochs = about["fold_sizes"][0][0], about["batch_size"], about["epochs"]
     steps = -(-samples // batch_size)
-    schedule = keras_schedule_code(c.decay, c.learning_rate, c.final_fraction, epochs * steps)
-    optimizer = OPTIMIZERS[c.optimizer].code("learning_rate")
+    schedule = keras_schedule_code(c.decay, c.learning_rate, c.final_fraction, epochs * steps, c.warmup_fraction or 0.0)
+    optimizer = c.spec.code("learning_rate")
+    own = WARM_UP_CODE if "WarmUp(" in schedule else ""
+    # Keras builds an optimizer inside the graph of `fit`, where copies of weights come out as zeros.
+    copies = c.optimizer == "schedule-free-adamw"
+    built = (
+        "# optimizer.build(model.trainable_variables)  # so that its averages start at the weights\n" if copies else ""
+    )
+    callbacks = fitted = ""
+    if c.decay == "plateau" and c.final_fraction < 1:
+        rule = plateau_callback_code(
+            c.final_fraction, c.learning_rate, epochs, record.monitor.name, record.monitor.mode
+        )
+        callbacks, fitted = f"callbacks = [{rule}]\n", ", validation_data=..., callbacks=callbacks"
     decays = (
         "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, as in the study"
     )
@@ -89,12 +100,12 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
 
 EPOCHS = {answer.epochs}
 BATCH_SIZE = {batch_size}
-{decays}
+{own}{decays}
 learning_rate = {schedule}
 optimizer = {optimizer}
-
+{callbacks}
 # model.compile(optimizer=optimizer, loss=..., metrics=[...])
-# model.fit(x_train, y_train, batch_size=BATCH_SIZE, epochs=EPOCHS)
+{built}# model.fit(x_train, y_train, batch_size=BATCH_SIZE, epochs=EPOCHS{fitted})
 """
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report.records import StudyRecord, TrialRecord
-from pipeline.training.decays import rate_table
 from pipeline.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def curves_info(record: StudyRecord, trial: TrialRecord) -> CurvesInfo:
     finding = trial.outcome if trial.outcome != "complete" else (trial.verdict or "")
     if trial.overfit_epoch:
         finding = f"overfits after epoch {trial.overfit_epoch}"
-    rates = rate_table(c.decay, c.learning_rate, c.final_fraction, epochs)
+    rates = np.asarray(trial.mean_rates(len(train)) or c.rates(epochs))
     return CurvesInfo(
         title=f"{label}: {c.describe()}" + (f", {finding}" if finding else ""),
         epochs=list(range(1, len(train) + 1)),

@@ -6,7 +6,7 @@ Everything that a person is told is derived here: the recommendation, its eviden
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from pipeline.errors import StorageError
 from pipeline.search.confirm import Interval, judge
 from pipeline.search.space import Configuration
 from pipeline.search.stored import best_epoch_of, configuration_of
-from pipeline.search.trial import Monitor
+from pipeline.search.trial import RATE, Monitor
 from pipeline.storage import open_storage, storage_errors, without_password
 
 if TYPE_CHECKING:
@@ -73,11 +73,20 @@ class TrialRecord:
 
     def mean_curve(self, metric: str) -> np.ndarray:
         """Return the mean over folds per epoch; folds that were cut off do not count unless all were."""
-        curves = self.curves.get(metric, [])
+        return self.mean_curve_of(self.curves.get(metric, []))
+
+    @staticmethod
+    def mean_curve_of(curves: Sequence[Any]) -> np.ndarray:
+        """Return the mean of the longest curves per epoch."""
         if not curves:
             return np.empty(0)
         length = max(len(curve) for curve in curves)
         return np.asarray(np.mean([curve for curve in curves if len(curve) == length], axis=0))
+
+    def mean_rates(self, epochs: int) -> list[float] | None:
+        """Return the geometric mean over folds of each epoch's rate, for a scheme that reacted to the run."""
+        rates = self.mean_curve_of([np.log(curve) for curve in self.curves.get(RATE, [])])
+        return np.exp(rates[:epochs]).tolist() if len(rates) else None
 
 
 @dataclass(frozen=True)
@@ -293,7 +302,8 @@ def _confirmed_costs(record: StudyRecord) -> dict[int, list[float]]:
 
 
 TRIAL_COLUMNS = (
-    "number", "state", "optimizer", "learning_rate", "decay", "final_fraction", "batch_size", "value", "value_std",
+    "number", "state", "optimizer", "learning_rate", "decay", "final_fraction", "warmup_fraction", "momentum",
+    "weight_decay", "clipnorm", "batch_size", "value", "value_std",
     "best_epoch", "verdict", "overfit_epoch", "diverged_at", "folds_run", "epochs_run", "seconds", "baseline", "error",
 )  # fmt: skip
 """Columns of trials.csv."""
@@ -314,6 +324,10 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
                 "learning_rate": c.learning_rate if c else None,
                 "decay": c.decay if c else None,
                 "final_fraction": c.final_fraction if c else None,
+                "warmup_fraction": c.warmup_fraction if c else None,
+                "momentum": c.spec.settings.get("momentum") if c else None,
+                "weight_decay": c.spec.settings.get("weight_decay") if c else None,
+                "clipnorm": c.clipnorm if c else None,
                 "batch_size": record.about["batch_size"],
                 "value": trial.value,
                 "value_std": trial.value_std,
@@ -347,8 +361,6 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
     """Return a row per trial, fold and epoch: the rate at the epoch's first step, and every metric."""
     import pandas as pd
 
-    from pipeline.training.decays import rate_table
-
     epochs, batch_size = record.about["epochs"], record.about["batch_size"]
     rows = []
     for trial in record.trials:
@@ -357,7 +369,7 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
         c = trial.configuration
         for fold, losses in enumerate(trial.curves.get("loss", [])):
             steps = -(-record.about["fold_sizes"][fold][0] // batch_size)
-            rates = rate_table(c.decay, c.learning_rate, c.final_fraction, epochs * steps)[::steps]
+            rates = c.rates(epochs * steps)[::steps]
             for epoch in range(len(losses)):
                 row = {"trial": trial.number, "fold": fold + 1, "epoch": epoch + 1, "learning_rate": rates[epoch]}
                 rows.append(row | {name: folds[fold][epoch] for name, folds in trial.curves.items()})

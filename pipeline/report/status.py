@@ -91,7 +91,11 @@ class _Tables:
         if attributes.get("baseline"):
             return f"the Keras default, adam at {attributes['learning_rate']:g}"
         return describe_configuration(
-            params["optimizer"], attributes["learning_rate"], params["decay"], params.get("final_fraction", 1.0)
+            params["optimizer"],
+            attributes["learning_rate"],
+            params["decay"],
+            params.get("final_fraction", 1.0),
+            **{name: params.get(name) for name in ("warmup_fraction", "momentum", "weight_decay", "clipnorm")},
         )
 
     def mean_seconds(self) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from pipeline.objective import Objective
 from pipeline.search.space import Configuration
 from pipeline.search.trial import split_seed
 from pipeline.training.data import Data, map_trees
-from pipeline.training.decays import rate_table
 from pipeline.training.divergence import TRIAL_RULE
 from pipeline.training.engine import Engine
 from pipeline.training.optimizers import build_optimizer
@@ -50,6 +49,7 @@ def fit_recommended(
     batch_size: int,
     frozen_bytes: int,
     seed: int,
+    plateau_rates: Sequence[float] | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
     """Train, evaluate once, and save `model.keras`.
@@ -63,6 +63,7 @@ def fit_recommended(
         batch_size: samples per step.
         frozen_bytes: memory for the outputs of a frozen body.
         seed: seed of initial weights and shuffles.
+        plateau_rates: rate of each epoch, shape (epochs,), for a scheme that reacted to validation in the study.
         on_epoch: called with (epochs done, training loss).
 
     Raises:
@@ -71,10 +72,10 @@ def fit_recommended(
     everything, split, tested = _all_of(objective, split_seed(seed, 0, 0))
     engine = Engine(objective.build_model, everything, batch_size=batch_size, seed=seed, frozen_bytes=frozen_bytes)
     steps = split.steps_per_epoch(engine.batch_size)
-    table = rate_table(
-        configuration.decay, configuration.learning_rate, configuration.final_fraction, decay_epochs * steps
-    ).reshape(decay_epochs, steps)
-    run = engine.start(configuration.optimizer, split)
+    table = configuration.rates(decay_epochs * steps).reshape(decay_epochs, steps)
+    if plateau_rates is not None:
+        table = np.repeat(np.asarray(plateau_rates)[:, None], steps, axis=1)
+    run = engine.start(configuration.spec, split)
     metrics: dict[str, float] = {}
     for epoch in range(epochs):
         result = run.epoch(table[epoch], TRIAL_RULE, validate=epoch + 1 == epochs)
@@ -121,11 +122,11 @@ def _save(engine: Engine, model: Any, configuration: Configuration, path: Path) 
     """Save the model aside and move it into place, compiled with an optimizer that loads again."""
     try:
         compiled = model.get_compile_config()
-        fresh = build_optimizer(configuration.optimizer, configuration.learning_rate)
+        fresh = build_optimizer(configuration.spec, configuration.learning_rate)
         compiled["optimizer"] = engine.keras.optimizers.serialize(fresh)
         model.compile_from_config(compiled)
     except Exception:  # a loss or metric of the user's own that Keras cannot rebuild: the model is saved as it is
-        model.optimizer = build_optimizer(configuration.optimizer, configuration.learning_rate)
+        model.optimizer = build_optimizer(configuration.spec, configuration.learning_rate)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".keras")

@@ -235,4 +235,5 @@ def space_of(study: Study, tests: dict[str, Any]) -> Space:
         else None,
         final_fractions=fraction.values or (),
         learning_rates=(choice.values or ()) if choice is not None else (),
+        settings=search.settings(),
     )

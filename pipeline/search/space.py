@@ -7,12 +7,17 @@ true rate is a user attribute of the trial.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.training.optimizers import BASELINE_OPTIMIZER, OPTIMIZERS
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.training.decays import rate_table
+from pipeline.training.optimizers import BASELINE_OPTIMIZER, OPTIMIZERS, OptimizerSpec
 from pipeline.words import describe_configuration
 
 if TYPE_CHECKING:
@@ -40,13 +45,31 @@ class Configuration:
         optimizer: a name in `OPTIMIZERS`.
         learning_rate: rate at the first step.
         decay: a name in `DECAYS`.
-        final_fraction: rate at the last step over rate at the first.
+        final_fraction: rate at the last step over rate at the first (1cycle: over the highest).
+        warmup_fraction: share of the run in which the rate rises linearly before the decay begins.
+        momentum, weight_decay, clipnorm: settings of the optimizer; None leaves them as they are.
     """
 
     optimizer: str
     learning_rate: float
     decay: str
     final_fraction: float = 1.0
+    warmup_fraction: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    clipnorm: float | None = None
+
+    def rates(self, total_steps: int) -> NDArray[np.float64]:
+        """Return the learning rate of every step of a run, shape (total_steps,); `plateau` lowers it as it goes."""
+        return rate_table(self.decay, self.learning_rate, self.final_fraction, total_steps, self.warmup_fraction or 0.0)
+
+    @property
+    def spec(self) -> OptimizerSpec:
+        """Return the optimizer with the settings that were searched."""
+        spec = OPTIMIZERS[self.optimizer]
+        given = {"momentum": self.momentum, "weight_decay": self.weight_decay, "clipnorm": self.clipnorm}
+        searched = {key: value for key, value in given.items() if value is not None}
+        return replace(spec, settings={**spec.settings, **searched}) if searched else spec
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name."""
@@ -54,7 +77,7 @@ class Configuration:
 
     def describe(self) -> str:
         """Return one line for people."""
-        return describe_configuration(self.optimizer, self.learning_rate, self.decay, self.final_fraction)
+        return describe_configuration(**self.as_dict())
 
 
 BASELINE = Configuration(BASELINE_OPTIMIZER, OPTIMIZERS[BASELINE_OPTIMIZER].default_learning_rate, "constant")
@@ -72,6 +95,7 @@ class Space:
         final_fraction: lowest and highest final fraction, or None where `final_fractions` holds choices.
         final_fractions: final fractions to choose from.
         learning_rates: learning rates of a sweep; empty where `bounds` are searched.
+        settings: values to choose from of every further dimension, by its name in `Configuration`.
     """
 
     optimizers: tuple[str, ...]
@@ -80,6 +104,16 @@ class Space:
     final_fraction: tuple[float, float] | None
     final_fractions: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()
+    settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def settings_of(self, optimizer: str) -> dict[str, tuple[float, ...]]:
+        """Return the further dimensions that an optimizer has."""
+        own = OPTIMIZERS[optimizer].settings
+        return {
+            name: values
+            for name, values in self.settings.items()
+            if name in own or name in ("warmup_fraction", "clipnorm")
+        }
 
     def rate_at(self, optimizer: str, position: float) -> float:
         """Return the learning rate at a position of an optimizer's bounds.
@@ -105,7 +139,11 @@ class Space:
             rate = trial.suggest_categorical("learning_rate", self.learning_rates)
         else:
             rate = self.rate_at(optimizer, trial.suggest_float("lr_position", 0.0, 1.0))
-        return Configuration(optimizer, rate, decay, self._final_fraction(trial, decay))
+        fraction = self._final_fraction(trial, decay)
+        further = {
+            name: float(trial.suggest_categorical(name, values)) for name, values in self.settings_of(optimizer).items()
+        }
+        return Configuration(optimizer, rate, decay, fraction, **further)
 
     def _final_fraction(self, trial: optuna.trial.Trial, decay: str) -> float:
         if decay == "constant":
@@ -144,16 +182,16 @@ class Space:
     def sweep(self) -> list[dict[str, Any]]:
         """Return the parameters of every configuration of a sweep but the baseline's, rate by rate."""
         points = []
-        for rate in self.learning_rates:
-            for optimizer in self.optimizers:
-                for decay in self.decays:
-                    point = {"optimizer": optimizer, "decay": decay, "learning_rate": rate}
-                    if point == self.baseline_parameters():
-                        continue
-                    if decay == "constant" or not self.final_fractions:
-                        points.append(point)
-                    else:
-                        points += [{**point, "final_fraction": fraction} for fraction in self.final_fractions]
+        for rate, optimizer, decay in itertools.product(self.learning_rates, self.optimizers, self.decays):
+            point = {"optimizer": optimizer, "decay": decay, "learning_rate": rate}
+            further = self.settings_of(optimizer)
+            if not further and point == self.baseline_parameters():
+                continue
+            if decay != "constant" and self.final_fractions:
+                further = {"final_fraction": self.final_fractions, **further}
+            points += [
+                {**point, **dict(zip(further, values, strict=True))} for values in itertools.product(*further.values())
+            ]
         return points
 
     @property

@@ -11,6 +11,9 @@ from pipeline.search.pruning import PastTrial
 from pipeline.search.space import BASELINE, Configuration, tidy
 from pipeline.search.trial import Monitor
 
+FURTHER = ("warmup_fraction", "momentum", "weight_decay", "clipnorm")
+"""Parameters that only some studies search."""
+
 
 def configuration_of(trial: FrozenTrial) -> Configuration:
     """Return the configuration that a stored trial trained with."""
@@ -21,13 +24,14 @@ def configuration_of(trial: FrozenTrial) -> Configuration:
         learning_rate=float(trial.user_attrs["learning_rate"]),
         decay=trial.params["decay"],
         final_fraction=min(tidy(trial.params.get("final_fraction", 1.0)), 1.0),
+        **{name: trial.params.get(name) for name in FURTHER},
     )
 
 
 def past_trial(trial: FrozenTrial, monitor: Monitor) -> PastTrial:
     """Return what pruning needs of a stored trial."""
     curves = trial.user_attrs.get("curves", {}).get(monitor.name, [])
-    return PastTrial(configuration_of(trial).decay, tuple(monitor.cost(curve) for curve in curves))
+    return PastTrial(tuple(monitor.cost(curve) for curve in curves))
 
 
 def best_epoch_of(curves: Mapping[str, list[list[float]]], monitor: Monitor) -> int:

@@ -27,7 +27,7 @@ from pipeline.errors import KnownError, NoAnswerError, StorageError
 from pipeline.objective import describe_fault
 from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared, range_tests, space_of, splits_of, training_failed
-from pipeline.search.pruning import FoldPruner, PastTrial
+from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner, pruning_note
 from pipeline.search.queue import DISTANCE, SeenStudy, Taken, TrialQueue
 from pipeline.search.range_test import RangeTest
 from pipeline.search.space import BASELINE, Configuration, Space
@@ -116,6 +116,11 @@ class StudyRunner:
             queue = self._queue(study)
             self._resume(queue)
             self._enqueue(study, queue.space)
+            note = pruning_note(
+                self.config.pruning.pruner, epochs=self.config.epochs, folds=self.config.validation.fold_count
+            )
+            if note:
+                self.reporter.stage("pruning", note)
             pool = self._choose_workers(study)
             try:
                 if pool is None:
@@ -376,7 +381,13 @@ class StudyRunner:
                 for one in study.get_trials(deepcopy=False):
                     if one.number not in past and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
                         past[one.number] = past_trial(one, self.prepared.monitor)
-                pruner = FoldPruner.named(config.pruning.pruner, config.pruning.percentile, config.epochs)
+                pruner = make_pruner(
+                    config.pruning.pruner,
+                    config.pruning.percentile,
+                    epochs=config.epochs,
+                    folds=config.validation.fold_count,
+                    number=taken.trial.number,
+                )
                 for number in sorted(past):
                     if number <= taken.horizon:
                         pruner.record(past[number])

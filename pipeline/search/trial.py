@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.search.pruning import FoldPruner
 from pipeline.search.space import Configuration
-from pipeline.training.decays import rate_table
+from pipeline.training.decays import Plateau
 from pipeline.training.divergence import TRIAL_RULE, VALIDATION_NOT_FINITE
 from pipeline.training.overfitting import analyse_fit
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 Curves = dict[str, list[list[float]]]
 """Value per metric, fold and epoch; validation metrics have "val_" before the name."""
+
+
+RATE = "learning_rate"
+"""Name of a curve that holds the rate at each epoch's first step, for schemes that react to the run."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,13 @@ def run_trial(
     costs: list[list[float]] = []
     for fold, split in enumerate(splits):
         steps = split.steps_per_epoch(engine.batch_size)
-        table = rate_table(
-            configuration.decay, configuration.learning_rate, configuration.final_fraction, epochs * steps
-        ).reshape(epochs, steps)
-        run = engine.start(configuration.optimizer, split)
+        table = configuration.rates(epochs * steps).reshape(epochs, steps)
+        plateau = Plateau(configuration.final_fraction, epochs) if configuration.decay == "plateau" else None
+        run = engine.start(configuration.spec, split)
         costs.append([])
         for epoch in range(run_epochs or epochs):
-            result = run.epoch(table[epoch], TRIAL_RULE)
+            share = plateau.share if plateau is not None else 1.0
+            result = run.epoch(table[epoch] * share, TRIAL_RULE)
             reason = result.reason
             step = result.diverged_step
             if reason is None and not np.isfinite(result.metrics.get("val_loss", 0.0)):
@@ -127,7 +131,11 @@ def run_trial(
                 outcome.diverged_at = {"fold": fold + 1, "epoch": epoch + 1, "step": (step or 0) + 1, "reason": reason}
                 outcome.pruned = True
                 return outcome
-            for name, value in result.metrics.items():
+            measured = dict(result.metrics)
+            if plateau is not None:  # its rates cannot be told from the configuration alone
+                measured[RATE] = float(table[epoch, 0] * share)
+                plateau.after_epoch(float(monitor.cost(result.metrics[monitor.name])))
+            for name, value in measured.items():
                 per_fold = outcome.curves.setdefault(name, [])
                 if len(per_fold) <= fold:
                     per_fold.append([])
@@ -135,7 +143,7 @@ def run_trial(
             costs[fold].append(float(monitor.cost(result.metrics[monitor.name])))
             if on_epoch is not None:
                 on_epoch(fold, epoch, result.metrics[monitor.name])
-            if pruner is not None and pruner.inside_fold(configuration.decay, fold, costs[fold]):
+            if pruner is not None and pruner.inside_fold(costs[fold]):
                 outcome.pruned = True
                 return outcome
         if on_fold is not None:

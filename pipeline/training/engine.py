@@ -72,6 +72,7 @@ class _Program:
         optimizer: the Keras optimizer; its learning rate is read from the table.
         reset: function of (model state, slots) that assigns both.
         initial_slots: values of the optimizer's variables before its first step.
+        copies: slots that start as copies of weights, as (index of the slot, index in the model's state).
         epoch: the traced epoch, for any number of steps.
         compiled_epoch: the same with its loop under XLA, or None.
     """
@@ -79,6 +80,7 @@ class _Program:
     optimizer: Any
     reset: Callable[..., Any]
     initial_slots: list[Any]
+    copies: list[tuple[int, int]]
     epoch: TracedEpoch
     compiled_epoch: TracedEpoch | None = None
 
@@ -198,7 +200,10 @@ class Engine:
 
     def _reset(self, program: _Program, seed: int) -> None:
         unseeded = self.tf.constant([seed % 2**31, 0], self._unseeded.state.dtype)
-        program.reset([*self._initial_state(seed), unseeded, *self._initial_extras], program.initial_slots)
+        state, slots = self._initial_state(seed), list(program.initial_slots)
+        for slot, index in program.copies:
+            slots[slot] = state[index]
+        program.reset([*state, unseeded, *self._initial_extras], slots)
 
     def seconds_per_epoch(self, optimizer: str, split: AnySplit, *, at_least: float = 0.0) -> float:
         """Return the median seconds of an epoch as the engine runs it now, without validation.
@@ -214,6 +219,28 @@ class Engine:
         while time.perf_counter() - began < at_least:
             seconds.append(self._seconds_per_epoch(epoch, program, split))
         return float(np.median(seconds))
+
+    def _build_slots(self, optimizer: Any) -> list[tuple[int, int]]:
+        """Create the optimizer's slots; return which of them start as copies of weights.
+
+        Schedule-free optimizers keep such copies.  They are told by a mark: the slots are created
+        while every weight holds a number of its own.
+        """
+        weights = self.model.trainable_variables
+        before = [v.numpy() for v in weights]
+        for number, variable in enumerate(weights):
+            variable.assign(np.full(variable.shape, number + 0.5, variable.dtype))
+        optimizer.build(weights)
+        state = {id(v): index for index, v in enumerate(self._state(self.model))}
+        copies = []
+        for slot, variable in enumerate(optimizer.variables):
+            value = variable.numpy()
+            for number, weight in enumerate(weights):
+                if value.size and value.shape == weight.shape and (value == number + 0.5).all():
+                    copies.append((slot, state[id(weight)]))
+        for variable, value in zip(weights, before, strict=True):
+            variable.assign(value)
+        return copies
 
     def calibrate(self, optimizer: str, split: AnySplit, *, epochs: int, programs: int) -> str:
         """Decide by measurement whether XLA pays for the training that lies ahead.
@@ -409,7 +436,7 @@ class Engine:
         name = f"{spec.keras_class}{sorted(spec.settings.items())}"
         if name not in self._programs:
             optimizer = self._use(self.model, build_optimizer(spec, lambda: self._rate))
-            optimizer.build(self.model.trainable_variables)
+            copies = self._build_slots(optimizer)
             state = [*self._state(self.model), self._unseeded.state, *self._extras]
             slots = list(optimizer.variables)
 
@@ -421,6 +448,7 @@ class Engine:
                 optimizer=optimizer,
                 reset=self.tf.function(reset, autograph=False),
                 initial_slots=[self.tf.constant(v.numpy()) for v in slots],
+                copies=copies,
                 epoch=self._loop.trace(optimizer, xla=False),
             )
         program = self._programs[name]

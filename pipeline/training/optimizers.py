@@ -21,7 +21,8 @@ class OptimizerSpec:
     Attributes:
         name: the name in study files.
         keras_class: class name in `keras.optimizers`.
-        default_learning_rate: the rate Keras uses when none is given.
+        default_learning_rate: the rate Keras uses when none is given, or the authors' where Keras's is far
+            from it (adagrad, adadelta, lion).
         settings: further constructor arguments.
         suggestion_divisor: the range test suggests the rate at the smoothed minimum over this.
     """
@@ -55,9 +56,27 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
             OptimizerSpec("rmsprop", "RMSprop", 0.001),
             OptimizerSpec("adam", "Adam", 0.001),
             OptimizerSpec("adamw", "AdamW", 0.001, MappingProxyType({"weight_decay": 0.004})),
+            OptimizerSpec("nadam", "Nadam", 0.001),  # Dozat 2016
+            OptimizerSpec("adamax", "Adamax", 0.001),  # Kingma and Ba 2015
+            OptimizerSpec("adagrad", "Adagrad", 0.01),  # Duchi et al. 2011
+            OptimizerSpec("adadelta", "Adadelta", 1.0),  # Zeiler 2012: the method needs no rate
+            # Chen et al. 2023: a rate 3 to 10 times smaller than AdamW's, a decay as much larger.
+            OptimizerSpec("lion", "Lion", 0.0001, MappingProxyType({"weight_decay": 0.04}), suggestion_divisor=10.0),
+            # Shazeer and Stern 2018; without its own relative steps, so that the rate is the one that is given.
+            OptimizerSpec("adafactor", "Adafactor", 0.001, MappingProxyType({"relative_step": False})),
+            OptimizerSpec("lamb", "Lamb", 0.001, MappingProxyType({"weight_decay": 0.01})),  # You et al. 2020
+            OptimizerSpec("ftrl", "Ftrl", 0.001),  # McMahan et al. 2013
+            OptimizerSpec("muon", "Muon", 0.001),  # Jordan et al. 2024; Keras trains all but matrices with AdamW
+            # Defazio et al. 2024
+            OptimizerSpec(
+                "schedule-free-adamw", "ScheduleFreeAdamW", 0.0025, MappingProxyType({"weight_decay": 0.004})
+            ),
         )
     }
 )
+
+DEFAULT_OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw")
+"""What a study searches when its file names no optimizers."""
 
 BASELINE_OPTIMIZER = "adam"
 """What people use who tune nothing: Adam at Keras's default rate, kept constant."""
