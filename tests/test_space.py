@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import optuna
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.search.samplers import make_sampler
-from pipeline.search.space import BASELINE, Space
+from pipeline.search.space import BASELINE, Space, widened, widening_note
 
 BOUNDS = {"sgd": (1e-3, 1.0), "adam": (1e-2, 1.0)}
 SPACE = Space(("sgd", "adam"), ("constant", "cosine"), BOUNDS, (0.001, 1.0))
@@ -92,3 +93,74 @@ def test_quasi_random_trials_differ_in_every_parameter():
     fractions = {round(t.params["final_fraction"], 9) for t in study.trials[1:] if "final_fraction" in t.params}
     assert len(positions) == len(study.trials) - 1
     assert len(fractions) == sum("final_fraction" in t.params for t in study.trials[1:])
+
+
+def course(*points: tuple[float, float], count: int = 12) -> list[tuple[float, float]]:
+    """Trials in the middle of the range, and at these (number, position) a better one each."""
+    history = [(0.5, 9.0)] * count
+    for rank, (number, position) in enumerate(points):
+        history[int(number)] = (position, 8.0 - rank)
+    return history
+
+
+def test_a_best_trial_at_an_edge_widens_that_side():
+    """By a quarter, not before a dozen trials, again only after a dozen more, and at most to double."""
+    assert widened(course((3, 0.95), count=11)) == (0.0, 1.0)
+    assert widened(course((3, 0.95))) == (0.0, 1.25)
+    assert widened(course((3, 0.02))) == (-0.25, 1.0)
+    assert widened(course((3, 0.5), count=40)) == (0.0, 1.0)
+    assert widened(course((3, 0.95), (14, 1.2), count=24)) == (0.0, 1.5)
+    assert widened(course((3, 0.95), (14, 0.7), count=24)) == (0.0, 1.25)
+    everywhere = [(step / 40, -float(step)) for step in range(400)]
+    assert widened(everywhere) == (0.0, 2.0)
+
+
+def test_a_trial_without_a_value_widens_nothing():
+    """Diverged and pruned trials cost infinity; the baseline may have no position."""
+    assert widened([(1.0, math.inf)] * 30) == (0.0, 1.0)
+    assert widened([(None, 0.0), *[(1.0, math.inf)] * 30]) == (0.0, 1.0)
+    assert widening_note((0.0, 1.0)) is None
+    assert "upper" in str(widening_note((0.0, 1.25)))
+
+
+def test_further_dimensions_apply_where_the_optimizer_has_them():
+    """Momentum for momentum, weight decay for AdamW, clipping for all; the specification carries them."""
+    space = Space(
+        ("momentum", "adamw", "adam"),
+        ("constant",),
+        dict.fromkeys(("momentum", "adamw", "adam"), (1e-3, 1.0)),
+        (0.1, 1.0),
+        settings={"momentum": (0.8, 0.95), "weight_decay": (0.1,), "clipnorm": (1.0,), "warmup_fraction": (0.1,)},
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    seen = set()
+    for _ in range(40):
+        configuration = space.suggest(study.ask())
+        settings = dict(configuration.spec.settings)
+        assert settings.pop("clipnorm") == 1.0
+        assert configuration.warmup_fraction == 0.1
+        seen.add((configuration.optimizer, *sorted(settings.items())))
+    assert seen == {
+        ("momentum", ("momentum", 0.8)),
+        ("momentum", ("momentum", 0.95)),
+        ("adamw", ("weight_decay", 0.1)),
+        ("adam",),
+    }
+
+
+def test_a_sweep_over_a_setting_runs_every_pair():
+    """Two rates times three momenta, and the baseline."""
+    space = Space(
+        ("momentum",),
+        ("constant",),
+        {},
+        (0.1, 1.0),
+        learning_rates=(0.1, 0.01),
+        settings={"momentum": (0.5, 0.9, 0.99)},
+    )
+    points = space.sweep()
+    assert len(points) == 6
+    assert {(p["learning_rate"], p["momentum"]) for p in points} == {
+        (rate, momentum) for rate in (0.1, 0.01) for momentum in (0.5, 0.9, 0.99)
+    }
+    assert space.size == 7

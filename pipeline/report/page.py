@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
 from pipeline.report.figures import (
     curves_info,
@@ -38,7 +39,7 @@ def render(record: StudyRecord) -> str:
         about=record.about,
         answer=answer,
         code=keras_code(record, answer) if answer is not None else "",
-        warnings=warnings_of(record, answer),
+        warnings=doubts_of(record, answer),
         range_tests=[(info, _html(draw_range_test(info), info.title)) for info in range_test_info(record)],
         meanings=MEANINGS,
         curves=[(info.title, _html(draw_curves(info), info.title)) for info in _chosen_curves(record, answer)],
@@ -81,32 +82,6 @@ def saved_share(record: StudyRecord) -> float:
     ended = [t for t in record.trials if t.state in ("complete", "pruned")]
     whole = len(ended) * record.about["epochs"] * len(record.about["fold_sizes"])
     return 1.0 - sum(t.epochs_run for t in ended) / whole if whole else 0.0
-
-
-def warnings_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
-    """Return what keeps the answer from being sure, each with its remedy."""
-    found = []
-    if answer is None:
-        return ["No trial ran through: every one diverged, failed, or is still to run."]
-    unfinished = record.count("waiting") + record.count("running")
-    if unfinished:
-        found.append(f"{unfinished} trials have not run yet; run 'lrtune tune' again to finish the study.")
-    if not answer.confirmed:
-        found.append(
-            "The answer was not confirmed on fresh seeds: the best of many noisy trials looks better than it is."
-        )
-    if answer.trial.verdict == "underfit" or answer.epochs == record.about["epochs"]:
-        found.append(
-            f"The recommended run is still at its best in the last of {record.about['epochs']} epochs; "
-            "raise epochs to see whether more training helps."
-        )
-    not_ok = [name for name, test in record.tests.items() if test["status"] != "ok"]
-    if not_ok:
-        found.append(f"The range test gave no bounds for {', '.join(not_ok)}; the search there spans the default rate.")
-    failed = record.count("failed")
-    if failed:
-        found.append(f"{failed} trials failed; the table says why.")
-    return found
 
 
 def _row(trial: TrialRecord) -> dict[str, Any]:

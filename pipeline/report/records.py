@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import StorageError
 from pipeline.search.confirm import Interval, judge
+from pipeline.search.queue import positions_after
 from pipeline.search.space import Configuration
 from pipeline.search.stored import best_epoch_of, configuration_of
 from pipeline.search.trial import RATE, Monitor
@@ -102,6 +103,7 @@ class StudyRecord:
     trials: tuple[TrialRecord, ...]
     confirm: Mapping[str, Any] | None
     shown_url: str
+    widened: tuple[float, float] | None = None
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -200,6 +202,7 @@ def load_record(study: Study) -> StudyRecord:
         tests=attributes["range_test"],
         trials=tuple(_trial_record(trial, monitor) for trial in trials),
         confirm=attributes.get("confirm"),
+        widened=positions_after(trials, 1.0 if monitor.mode == "min" else -1.0) if attributes.get("widens") else None,
         shown_url=without_password(url),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
 from pipeline.report.records import Recommendation, StudyRecord, recommend
 
@@ -39,5 +40,6 @@ def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
     ]
     if ties:
         lines.append(f"Not distinguishable from it: {'; '.join(ties)}.")
+    lines += [f"Note: {doubt}" for doubt in doubts_of(record, answer)]
     code = "".join(f"    {line}\n" if line else "\n" for line in keras_code(record, answer).splitlines())
     return "\n".join([*lines, "", code.rstrip(), "", report])

@@ -10,10 +10,11 @@ trial goes back into the queue at once, under its own number.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.search.samplers import make_sampler
-from pipeline.search.space import Configuration, Space
+from pipeline.search.space import Configuration, Space, widened
 from pipeline.storage import LiveMark, exclusively
 
 MAXIMUM_RETRIES = 3
@@ -29,6 +30,10 @@ MAXIMUM_RETRIES = 3
 
 DISTANCE = 4
 """A trial sees the trials up to this many numbers before it: so many can run at once without changing a result."""
+
+
+WIDENING = ("tpe", "random")
+"""Samplers whose range of learning rates may grow while they sample."""
 
 
 class SeenStudy(optuna.Study):
@@ -54,12 +59,30 @@ class Taken:
         configuration: what it trains.
         horizon: number of the last trial that it may be compared with.
         mark: its lock file.
+        space: what it was drawn from.
     """
 
     trial: optuna.Trial
     configuration: Configuration
     horizon: int
     mark: LiveMark
+    space: Space
+
+
+def positions_after(trials: Sequence[FrozenTrial], sign: float) -> tuple[float, float]:
+    """Return the range of `lr_position` after these trials.
+
+    Args:
+        trials: in the order of their numbers.
+        sign: 1 when their values are minimized, else -1.
+    """
+    return widened(
+        (
+            trial.params.get("lr_position"),
+            sign * trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.inf,
+        )
+        for trial in trials
+    )
 
 
 class TrialQueue:
@@ -111,7 +134,8 @@ class TrialQueue:
                 self._take_back(before)
                 return None
             # A sampler of its own per trial: a resumed study draws what an uninterrupted one draws.
-            study.sampler = make_sampler(self.sampler, self.seed, number, self.space)
+            space = self.space_after(trials, horizon)
+            study.sampler = make_sampler(self.sampler, self.seed, number, space)
             study.horizon = horizon if self.sampler in ("tpe", "gp") else None
             mark = LiveMark(self._mark_path(number))
             mark.__enter__().share()  # held, and yet open to whoever asks whether it is
@@ -119,13 +143,20 @@ class TrialQueue:
                 trial = study.ask()
                 if self.remote:
                     trial.set_user_attr("host", self._host)
-                configuration = self.space.suggest(trial)
+                configuration = space.suggest(trial)
             except BaseException:
                 mark.__exit__()
                 raise
             finally:
                 study.horizon = None
-        return Taken(trial, configuration, horizon, mark)
+        return Taken(trial, configuration, horizon, mark, space)
+
+    def space_after(self, trials: Sequence[FrozenTrial], horizon: int) -> Space:
+        """Return the space as the trials up to a number have widened it."""
+        if not self.study.user_attrs.get("widens"):
+            return self.space
+        sign = 1.0 if self.study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
+        return replace(self.space, positions=positions_after(trials[: max(0, horizon + 1)], sign))
 
     def release(self, taken: Taken) -> None:
         """Drop the lock of a trial that has ended or gone back into the queue."""

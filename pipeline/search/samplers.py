@@ -64,7 +64,7 @@ def joint_space(space: Space) -> dict[str, BaseDistribution]:
     if space.learning_rates:
         joint["learning_rate"] = CategoricalDistribution(space.learning_rates)
     else:
-        joint["lr_position"] = FloatDistribution(0.0, 1.0)
+        joint["lr_position"] = FloatDistribution(*space.positions)
     return joint
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,56 @@ BASELINE = Configuration(BASELINE_OPTIMIZER, OPTIMIZERS[BASELINE_OPTIMIZER].defa
 """The Keras default, trial 0 of every study."""
 
 
+EDGE = 0.1
+"""The best trial lies at an edge when it is in this outer share of the range of positions."""
+
+SETTLED_TRIALS = 12
+"""Trials between two looks at where the best one lies."""
+
+WIDER = 0.25
+"""A side is widened by this share of the first range, half a decade for bounds of two ..."""
+
+WIDEST = 1.0
+"""... and in all by no more than this."""
+
+
+def widened(history: Iterable[tuple[float | None, float]]) -> tuple[float, float]:
+    """Return the range of `lr_position` after these trials: wider where the best keeps lying at an edge.
+
+    Args:
+        history: position, or None, and cost (lower is better, infinite for a trial that did not run
+            through) of each trial, in the order of their numbers.
+
+    >>> widened([(0.5, 1.0)] * 12), widened([(0.95, 1.0)] * 12)
+    ((0.0, 1.0), (0.0, 1.25))
+    """
+    low, high, since = 0.0, 1.0, 0
+    best: tuple[float, float | None] = (math.inf, None)
+    for position, cost in history:
+        since += 1
+        if cost < best[0]:
+            best = (cost, position)
+        if since < SETTLED_TRIALS or best[1] is None:
+            continue
+        edge = EDGE * (high - low)
+        if best[1] > high - edge and high < 1.0 + WIDEST:
+            high, since = high + WIDER, 0
+        elif best[1] < low + edge and low > -WIDEST:
+            low, since = low - WIDER, 0
+    return low, high
+
+
+def widening_note(positions: tuple[float, float]) -> str | None:
+    """Return what is said of a search that was widened, or None."""
+    sides = [name for name, beyond in (("lower", positions[0] < 0), ("upper", positions[1] > 1)) if beyond]
+    if not sides:
+        return None
+    return (
+        f"the best trial lay at the {' and then the '.join(sides)} edge of the learning rates of the range test; "
+        "the search was widened there"
+    )
+
+
 @dataclass(frozen=True)
 class Space:
     """What a study samples from.
@@ -96,6 +146,7 @@ class Space:
         final_fractions: final fractions to choose from.
         learning_rates: learning rates of a sweep; empty where `bounds` are searched.
         settings: values to choose from of every further dimension, by its name in `Configuration`.
+        positions: lowest and highest `lr_position`, beyond [0, 1] where the search was widened.
     """
 
     optimizers: tuple[str, ...]
@@ -105,6 +156,7 @@ class Space:
     final_fractions: tuple[float, ...] = ()
     learning_rates: tuple[float, ...] = ()
     settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    positions: tuple[float, float] = (0.0, 1.0)
 
     def settings_of(self, optimizer: str) -> dict[str, tuple[float, ...]]:
         """Return the further dimensions that an optimizer has."""
@@ -138,7 +190,7 @@ class Space:
         if self.learning_rates:
             rate = trial.suggest_categorical("learning_rate", self.learning_rates)
         else:
-            rate = self.rate_at(optimizer, trial.suggest_float("lr_position", 0.0, 1.0))
+            rate = self.rate_at(optimizer, trial.suggest_float("lr_position", *self.positions))
         fraction = self._final_fraction(trial, decay)
         further = {
             name: float(trial.suggest_categorical(name, values)) for name, values in self.settings_of(optimizer).items()
@@ -159,7 +211,7 @@ class Space:
             trial.suggest_categorical("optimizer", self.optimizers)
             trial.suggest_categorical("decay", self.decays)
             if not self.learning_rates:
-                trial.suggest_float("lr_position", 0.0, 1.0)
+                trial.suggest_float("lr_position", *self.positions)
             elif BASELINE.learning_rate in self.learning_rates:
                 trial.suggest_categorical("learning_rate", self.learning_rates)
         return BASELINE

@@ -28,9 +28,9 @@ from pipeline.objective import describe_fault
 from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared, range_tests, space_of, splits_of, training_failed
 from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner, pruning_note
-from pipeline.search.queue import DISTANCE, SeenStudy, Taken, TrialQueue
+from pipeline.search.queue import DISTANCE, WIDENING, SeenStudy, Taken, TrialQueue
 from pipeline.search.range_test import RangeTest
-from pipeline.search.space import BASELINE, Configuration, Space
+from pipeline.search.space import BASELINE, Configuration, Space, widening_note
 from pipeline.search.stored import best_epoch_of, configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
@@ -252,6 +252,7 @@ class StudyRunner:
             study.set_user_attr("engine", decision)
             study.set_user_attr("xla", prepared.engine.xla)
             study.set_user_attr("metric", prepared.monitor.name)
+            study.set_user_attr("widens", self.config.sampler.name in WIDENING and self._searches_rates())
             study.set_user_attr("distance", distance_of(self.config.workers.count))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -353,7 +354,7 @@ class StudyRunner:
         total = self._total(queue.space)
         past: dict[int, PastTrial] = {}
         spent_before = seconds_worked(study.get_trials(deepcopy=False))
-        checked = 0.0
+        checked, positions = 0.0, (0.0, 1.0)
         with self.reporter.bar("trials", total, self._finished(study)) as bar:
             while True:
                 trials = study.get_trials(deepcopy=False)
@@ -381,6 +382,9 @@ class StudyRunner:
                 for one in study.get_trials(deepcopy=False):
                     if one.number not in past and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
                         past[one.number] = past_trial(one, self.prepared.monitor)
+                if taken.space.positions != positions:
+                    positions = taken.space.positions
+                    self.reporter.stage("search", str(widening_note(positions)))
                 pruner = make_pruner(
                     config.pruning.pruner,
                     config.pruning.percentile,

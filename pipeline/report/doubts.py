@@ -1,0 +1,66 @@
+"""What keeps the answer from being sure, said first, each with its remedy."""
+
+from __future__ import annotations
+
+from pipeline.report.records import Recommendation, StudyRecord
+from pipeline.search.space import widening_note
+
+FEW_SAMPLES = 50
+"""Fewer validation samples than this in a fold make its value coarse: one of them is 2% of an accuracy."""
+
+
+def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
+    """Return the doubts about a study's answer, the gravest first.
+
+    Args:
+        record: the study.
+        answer: its recommendation, or None.
+    """
+    if answer is None:
+        return ["No trial ran through: every one diverged, failed, or is still to run."]
+    found = []
+    epochs = record.about["epochs"]
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    unfinished = record.count("waiting") + record.count("running")
+    if unfinished:
+        found.append(f"{unfinished} trials have not run yet; run 'lrtune tune' again to finish the study.")
+    held = min(sizes[1] for sizes in record.about["fold_sizes"])
+    if held < FEW_SAMPLES:
+        found.append(
+            f"Each validation value rests on {held} samples, too few to tell good configurations apart; add data, or "
+            "use fewer folds or a larger validation.fraction."
+        )
+    if len(complete) > 1 and all(trial.verdict == "underfit" for trial in complete):
+        found.append(
+            f"Every trial was still improving after {epochs} epochs: the study ranks who learns fastest, not who "
+            "ends best; raise epochs."
+        )
+    elif answer.trial.verdict == "underfit" or answer.epochs == epochs:
+        found.append(
+            f"The recommended run is still at its best in the last of {epochs} epochs; "
+            "raise epochs to see whether more training helps."
+        )
+    if not answer.confirmed:
+        found.append(
+            "The answer was not confirmed on fresh seeds: the best of many noisy trials looks better than it is."
+        )
+    elif answer.tied_with and len(answer.tied_with) + 1 >= len(_candidates(record)):
+        found.append(
+            "The noise between repeats is larger than the differences between the finalists and the Keras default: "
+            "this study cannot tell them apart; more data or more confirm.repeats may."
+        )
+    if record.widened is not None:
+        note = widening_note(record.widened)
+        if note:
+            found.append(f"{note[0].upper()}{note[1:]}. Look at where the good trials lie.")
+    not_ok = [name for name, test in record.tests.items() if test["status"] != "ok"]
+    if not_ok:
+        found.append(f"The range test gave no bounds for {', '.join(not_ok)}; the search there spans the default rate.")
+    failed = record.count("failed")
+    if failed:
+        found.append(f"{failed} trials failed; the table says why.")
+    return found
+
+
+def _candidates(record: StudyRecord) -> list[int]:
+    return list(record.confirm["candidates"]) if record.confirm else []
