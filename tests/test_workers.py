@@ -21,7 +21,7 @@ from pipeline.search.space import Space
 from pipeline.search.study import distance_of, seconds_worked
 from pipeline.storage import open_storage
 from pipeline.study_file import read_study
-from tests.test_study import spawn, stored, wait_for_trials
+from tests.test_study import spawn, stored, tune, wait_for_trials
 
 SPACE = Space(
     optimizers=("sgd", "adam"),
@@ -193,7 +193,7 @@ def test_the_count_is_what_trains_more(tiny, monkeypatch, together, cores, count
     monkeypatch.setattr(workers, "cores", lambda: cores)
     monkeypatch.setattr(workers.Pool, "epochs_per_second", lambda *_: together)
     monkeypatch.setattr(workers.Pool, "end", lambda self: ended.append(self.count))
-    engine = SimpleNamespace(seconds_per_epoch=lambda *_: 0.1, xla=False)
+    engine = SimpleNamespace(seconds_per_epoch=lambda *_: 0.1, xla=False, on_gpu=False)
     runner = SimpleNamespace(
         study=read_study(tiny),
         config=read_study(tiny).config,
@@ -205,9 +205,26 @@ def test_the_count_is_what_trains_more(tiny, monkeypatch, together, cores, count
     assert reason in choice["reason"]
     assert (pool is None) == (count == 1)
     assert ended == ([2] if count == 1 and cores > 1 else [])
+    engine.on_gpu = True
+    assert workers.decide(runner, epochs=5000)[0]["count"] == 1
+    engine.on_gpu = False
     little, pool = workers.decide(runner, epochs=10)
     assert little["count"] == 1
     assert pool is None
+
+
+def test_workers_that_cannot_start_leave_the_study_to_one(tiny, monkeypatch):
+    """Whatever the reason, it is said, and the study goes on."""
+
+    def refuse(*_: object) -> float:
+        raise OSError("no semaphores here")
+
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    monkeypatch.setattr(workers, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(workers.Pool, "epochs_per_second", refuse)
+    study = tune(tiny)
+    assert "workers could not be started: OSError: no semaphores here" in study.user_attrs["workers"]["reason"]
+    assert len(study.trials) == 8
 
 
 def test_seconds_side_by_side_count_once():

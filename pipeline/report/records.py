@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import StorageError
-from pipeline.search.confirm import Interval, judge
+from pipeline.search.intervals import Interval, judge
 from pipeline.search.queue import positions_after
 from pipeline.search.space import Configuration
 from pipeline.search.stored import best_epoch_of, configuration_of

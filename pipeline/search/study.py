@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +20,17 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline import __version__
 from pipeline.errors import KnownError, NoAnswerError, StorageError
 from pipeline.objective import describe_fault
 from pipeline.progress import Reporter
-from pipeline.search.prepare import Prepared, range_tests, space_of, splits_of, training_failed
+from pipeline.search.confirmation import confirm, confirmation_seconds
+from pipeline.search.definition import about, check_same, definition_of
+from pipeline.search.prepare import Prepared, range_tests, space_of, training_failed
 from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner, pruning_note
 from pipeline.search.queue import DISTANCE, WIDENING, SeenStudy, Taken, TrialQueue
 from pipeline.search.range_test import RangeTest
-from pipeline.search.space import BASELINE, Configuration, Space, widening_note
-from pipeline.search.stored import best_epoch_of, configuration_of, past_trial
+from pipeline.search.space import Space, widening_note
+from pipeline.search.stored import configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
 from pipeline.words import duration
@@ -44,23 +43,6 @@ REPORTS_PER_TRIAL = 10
 
 SIGNIFICANT_DIGITS = 6
 """Digits kept of the curves in the storage."""
-
-
-@dataclass(frozen=True)
-class ConfirmTask:
-    """One candidate on one fresh repeat.
-
-    Attributes:
-        trial: number of the candidate's trial.
-        configuration: what it trains.
-        best_epoch: epochs to train.
-        repeat: counted from 0.
-    """
-
-    trial: int
-    configuration: Configuration
-    best_epoch: int
-    repeat: int
 
 
 class StudyRunner:
@@ -107,7 +89,7 @@ class StudyRunner:
                 self._delete(existing)
             study = self._create(tests, decision)
         else:
-            self._check_same(existing)
+            check_same(self.prepared, self.reporter, existing)
             study = existing
             self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
@@ -137,7 +119,7 @@ class StudyRunner:
                 raise
             self._say_trials(study)
             with exclusively(self._lock_path("confirm")):
-                self._confirm(study, pool)
+                confirm(study, self.prepared, self.reporter, pool)
 
     def join(self) -> None:
         """Run trials of a study that another process has set up, until there are none left.
@@ -151,7 +133,7 @@ class StudyRunner:
                 f"{self.study.path}: the storage {without_password(self.url)} holds no study '{self.study.name}' yet. "
                 f"Run 'lrtune tune {self.study.path}' first."
             )
-        self._check_same(study)
+        check_same(self.prepared, self.reporter, study)
         self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
         with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
             mark.share()
@@ -247,7 +229,7 @@ class StudyRunner:
                     f"'{self.study.name}' that lrtune did not make. Rename the study file, or change storage.url."
                 )
             study.set_user_attr("layout", LAYOUT)
-            study.set_user_attr("about", self._about())
+            study.set_user_attr("about", about(self.prepared))
             study.set_user_attr("range_test", {name: _range_test_record(test) for name, test in tests.items()})
             study.set_user_attr("engine", decision)
             study.set_user_attr("xla", prepared.engine.xla)
@@ -258,72 +240,8 @@ class StudyRunner:
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([prepared.monitor.name])
             # Last: its presence says that the study was set up whole.
-            study.set_user_attr("definition", self._definition())
+            study.set_user_attr("definition", definition_of(self.prepared))
         return study
-
-    def _definition(self) -> dict[str, Any]:
-        objective = self.prepared.objective
-        facts = {"data": objective.train.fingerprint(), "model": objective.model_digest}
-        return {**self.study.definition(), **facts}
-
-    def _about(self) -> dict[str, Any]:
-        """Return what the report says of how it was done."""
-        import keras
-        import tensorflow
-
-        prepared, config = self.prepared, self.config
-        return {
-            "lrtune": __version__,
-            "objective": config.objective,
-            "study_file": str(self.study.path),
-            "data": prepared.objective.train.describe(),
-            "samples": prepared.objective.train.samples,
-            "fold_sizes": [list(split.sizes) for split in prepared.splits],
-            "batch_size": prepared.engine.batch_size,
-            "epochs": config.epochs,
-            "monitor": prepared.monitor.name,
-            "mode": prepared.monitor.mode,
-            "seed": config.seed,
-            "pruner": config.pruning.pruner,
-            "sampler": config.sampler.name,
-            "parameters": prepared.engine.parameters,
-            "versions": {
-                "python": platform.python_version(),
-                "tensorflow": tensorflow.__version__,
-                "keras": keras.__version__,
-                "optuna": optuna.__version__,
-                "numpy": np.__version__,
-            },
-        }
-
-    def _check_same(self, study: optuna.Study) -> None:
-        """Refuse to mix trials whose values mean different things."""
-        layout = study.user_attrs.get("layout")
-        if layout != LAYOUT:
-            raise StorageError(
-                f"{self.study.path}: the study in storage has layout {layout}, this lrtune reads layout {LAYOUT}. "
-                "Use the lrtune version that made it, or start anew with --fresh."
-            )
-        before, now = study.user_attrs["definition"], self._definition()
-        names = {"data": "the data's hash", "model": "the model's hash"}
-        changes = [
-            f"  {names.get(key, key)}: was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changes:
-            raise KnownError(
-                f"{self.study.path}: the study in storage was begun under another definition, and its "
-                f"{len(study.trials)} trials would not compare with new ones:\n"
-                + "\n".join(changes)
-                + "\nUndo these changes to resume; or copy the study file under a new name, which is a new study; "
-                "or throw the old trials away with --fresh."
-            )
-        versions = study.user_attrs["about"]["versions"]
-        other = {k: v for k, v in self._about()["versions"].items() if versions.get(k) != v}
-        if other:
-            listed = ", ".join(f"{name} {versions.get(name)} -> {version}" for name, version in other.items())
-            self.reporter.stage("versions", f"changed since the study began ({listed}); values may differ slightly")
 
     # -- searching --------------------------------------------------------------------------
 
@@ -364,7 +282,7 @@ class StudyRunner:
                     break
                 if config.timeout is not None:
                     spent = spent_before + time.monotonic() - self.started
-                    reserved = min(self._confirm_seconds(trials), config.timeout / 2)
+                    reserved = min(confirmation_seconds(trials, config.confirm), config.timeout / 2)
                     if spent + reserved >= config.timeout and finished > 0:
                         self.reporter.stage(
                             "timeout", f"{duration(config.timeout)} are used up after {finished} trials"
@@ -440,8 +358,8 @@ class StudyRunner:
         """Return about how many epochs the study will train, confirmation included."""
         config = self.config
         folds = config.validation.fold_count
-        # A median rule ends about half of the folds early.
-        ahead = round(0.6 * config.trials * folds * config.epochs)
+        # A median rule lets about two thirds of the epochs run.
+        ahead = round(0.7 * config.trials * folds * config.epochs)
         if config.confirm.finalists:
             ahead += (config.confirm.finalists + 1) * config.confirm.repeats * folds * config.epochs
         return ahead
@@ -542,75 +460,6 @@ class StudyRunner:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, outcome.value)
-
-    # -- confirming -------------------------------------------------------------------------
-
-    def _confirm_seconds(self, trials: Sequence[FrozenTrial]) -> float:
-        """Estimate what the confirmation will take, from the trials so far."""
-        config = self.config
-        # The first trial's time is mostly tracing.
-        done = [t for t in trials if t.state == TrialState.COMPLETE and t.duration is not None and t.number > 0]
-        if not done or not config.confirm.finalists:
-            return 0.0
-        seconds = float(np.median([t.duration.total_seconds() for t in done if t.duration is not None]))
-        return seconds * (config.confirm.finalists + 1) * config.confirm.repeats
-
-    def _confirm(self, study: optuna.Study, pool: Pool | None) -> None:
-        """Run the finalists and the default on fresh seeds; keep every repeat as soon as it is done."""
-        config, monitor = self.config, self.prepared.monitor
-        trials = study.get_trials(deepcopy=False)
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
-        if not complete:
-            raise NoAnswerError(
-                f"{self.study.path}: no trial ran through: all of {len(trials)} diverged or failed. Look at "
-                "'lrtune report'; scale the data, or lower search.learning_rate."
-            )
-        if not config.confirm.finalists:
-            return
-        ranked = sorted(complete, key=lambda t: (float(monitor.cost(t.value)), t.number))
-        distinct = {configuration_of(t): t for t in reversed(ranked)}  # of equal ones the best ranked stays
-        finalists = [t for t in ranked if t in distinct.values() and configuration_of(t) != BASELINE]
-        finalists = finalists[: config.confirm.finalists]
-        baseline = [t for t in complete if t.user_attrs.get("baseline")]
-        candidates = baseline + finalists
-        record = dict(study.user_attrs.get("confirm") or {})
-        values: dict[str, list[list[float] | None]] = {k: list(v) for k, v in record.get("values", {}).items()}
-        tasks = [
-            ConfirmTask(trial.number, configuration_of(trial), self._best_epoch(trial), repeat)
-            for repeat in range(config.confirm.repeats)
-            for trial in candidates
-            if len(values.get(str(trial.number), [])) <= repeat
-        ]
-        results = map(self.confirm_once, tasks) if pool is None else pool.confirm(tasks)
-        with self.reporter.bar("confirm", len(tasks)) as bar:
-            for done, (task, result) in enumerate(zip(tasks, results, strict=True), start=1):
-                values.setdefault(str(task.trial), []).append(result)
-                bar.update(done, task.configuration.describe())
-                self._keep(study, values, candidates)
-        self._keep(study, values, candidates)
-
-    def _best_epoch(self, trial: FrozenTrial) -> int:
-        return best_epoch_of(trial.user_attrs["curves"], self.prepared.monitor)
-
-    def confirm_once(self, task: ConfirmTask) -> list[float] | None:
-        """Return the monitored value per fold of a fresh repeat, or None where it diverged."""
-        outcome = run_trial(
-            self.prepared.engine,
-            task.configuration,
-            splits_of(self.study, self.prepared.objective, repeat=task.repeat + 1),
-            epochs=self.config.epochs,
-            monitor=self.prepared.monitor,
-            run_epochs=task.best_epoch,
-        )
-        if outcome.diverged_at is not None:
-            return None
-        return [curve[task.best_epoch - 1] for curve in outcome.curves[self.prepared.monitor.name]]
-
-    def _keep(self, study: optuna.Study, values: dict[str, Any], candidates: Sequence[FrozenTrial]) -> None:
-        study.set_user_attr(
-            "confirm",
-            {"values": values, "candidates": [t.number for t in candidates], "repeats": self.config.confirm.repeats},
-        )
 
 
 def report_epochs(epochs: int, folds: int) -> set[int]:

@@ -18,11 +18,12 @@ import joblib
 
 from pipeline.errors import KnownError
 from pipeline.progress import Reporter
+from pipeline.search.confirmation import ConfirmTask, confirm_once
 from pipeline.search.queue import DISTANCE
 from pipeline.study_file import Study, cores
 
 if TYPE_CHECKING:
-    from pipeline.search.study import ConfirmTask, StudyRunner
+    from pipeline.search.study import StudyRunner
 
 WORTH_SECONDS = 60.0
 """Training that lies ahead, in seconds, below which starting workers is not tried: it takes 10 to 20 seconds."""
@@ -128,6 +129,8 @@ def decide(runner: StudyRunner, epochs: int) -> tuple[dict[str, Any], Pool | Non
     together = f"one worker with {cores()} threads"
     if count < 2:
         return {"count": 1, "reason": "one worker (one core)"}, None
+    if engine.on_gpu:
+        return {"count": 1, "reason": "one worker (it has the GPU to itself)"}, None
     if config.workers.threads != "auto":
         return {"count": 1, "reason": "one worker (its threads are set in the study file)"}, None
     optimizer = config.search.optimizers[-1]
@@ -142,7 +145,14 @@ def decide(runner: StudyRunner, epochs: int) -> tuple[dict[str, Any], Pool | Non
         }, None
     runner.reporter.stage("workers", f"starting {count} to measure whether they train faster side by side")
     pool = Pool(runner.study, count, 1)
-    side_by_side = pool.epochs_per_second(optimizer, engine.xla)
+    try:
+        side_by_side = pool.epochs_per_second(optimizer, engine.xla)
+    except Exception as error:  # whatever keeps processes from starting here: the study runs without them
+        pool.end()
+        return {
+            "count": 1,
+            "reason": f"{together} (workers could not be started: {type(error).__name__}: {error})",
+        }, None
     figures = f"{side_by_side:.3g} against {1 / seconds:.3g} epochs per second"
     if side_by_side * seconds > WORTH_RATIO:
         return {"count": count, "reason": f"{count} workers with one thread each ({figures} of {together})"}, pool
@@ -178,7 +188,7 @@ def _search(runner: StudyRunner) -> None:
 
 
 def _confirm(runner: StudyRunner, task: ConfirmTask) -> Any:
-    return runner.confirm_once(task)
+    return confirm_once(runner.prepared, task)
 
 
 def _measure(runner: StudyRunner, optimizer: str, xla: bool, folder: str, count: int) -> float:

@@ -43,8 +43,8 @@ NO_RECENT_LOSSES = np.full(2, -np.inf, np.float32)
 TIMED_SECONDS = 1.0
 """About how long a measurement of the training speed takes, in seconds, where single steps are shorter."""
 
-XLA_SECONDS_PER_OPERATION = 0.004
-"""What compiling is expected to cost, in seconds per operation of the graph; 0.002 to 0.004 were measured."""
+XLA_SECONDS_PER_OPERATION = 0.0035
+"""What compiling is expected to cost, in seconds per operation of the graph; 0.002 to 0.003 were measured."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ class Engine:
     def parameters(self) -> int:
         """Number of the model's weights, frozen ones included."""
         return sum(int(np.prod(v.shape)) for v in self.whole.weights)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Return whether TensorFlow sees a GPU."""
+        return bool(self.tf.config.list_physical_devices("GPU"))
 
     def start(self, optimizer: str | OptimizerSpec, split: AnySplit) -> Run:
         """Reset weights, slots and random states, and return a run of the optimizer on the split.
@@ -513,7 +518,7 @@ class Engine:
             return "batches come from a tf.data pipeline"
         if any(leaf.dtype == self.tf.string for part in self.source.parts for _, leaf in leaves(part)):
             return "strings cannot be compiled"
-        if self.tf.config.list_physical_devices("GPU"):
+        if self.on_gpu:
             return None
         layers = list(self.model._flatten_layers())
         if any("Conv" in type(layer).__name__ for layer in layers):

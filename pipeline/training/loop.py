@@ -53,9 +53,13 @@ class TracedEpoch:
                 return result
 
     def operations(self) -> int:
-        """Return the operations of the traced graph, functions inside it included."""
-        graph = self.forms[0][1].get_concrete_function().graph  # type: ignore[attr-defined]
-        return len(graph.get_operations()) + sum(len(f.node_def) for f in graph.as_graph_def().library.function)
+        """Return the operations of the traced graph, those of the loops' bodies included."""
+        return _operations(self.forms[0][1].get_concrete_function().graph)  # type: ignore[attr-defined]
+
+
+def _operations(graph: Any) -> int:
+    inner = (function.graph for function in graph._functions.values() if hasattr(function, "graph"))
+    return len(graph.get_operations()) + sum(_operations(each) for each in inner)
 
 
 @dataclass(frozen=True)

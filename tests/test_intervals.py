@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.search.confirm import judge, paired_interval
+from pipeline.search.intervals import judge, paired_interval
 
 
 def test_the_interval_covers_the_truth_of_overlapping_folds():
