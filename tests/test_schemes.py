@@ -36,6 +36,8 @@ def exported(configuration: Configuration) -> dict[str, object]:
 @pytest.mark.parametrize("decay", DECAYS)
 def test_exported_code_runs_and_gives_the_rate_at_every_step(decay, warm_up):
     """For every optimizer; its settings are the study's, and the optimizer can train with the schedule."""
+    if decay == "plateau":
+        warm_up = None  # never drawn together
     for name in OPTIMIZERS:
         configuration = Configuration(name, 0.02, decay, 0.01, warm_up, clipnorm=1.0)
         scope = exported(configuration)

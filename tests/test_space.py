@@ -164,3 +164,13 @@ def test_a_sweep_over_a_setting_runs_every_pair():
         (rate, momentum) for rate in (0.1, 0.01) for momentum in (0.5, 0.9, 0.99)
     }
     assert space.size == 7
+
+
+def test_plateau_is_never_drawn_with_a_warm_up():
+    """Keras could not train what would be exported."""
+    space = Space(
+        ("sgd",), ("plateau", "linear"), {"sgd": (1e-3, 1.0)}, (0.1, 1.0), settings={"warmup_fraction": (0.2,)}
+    )
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [space.suggest(study.ask()) for _ in range(20)]
+    assert {(c.decay, c.warmup_fraction) for c in drawn} == {("plateau", None), ("linear", 0.2)}

@@ -158,13 +158,16 @@ class Space:
     settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positions: tuple[float, float] = (0.0, 1.0)
 
-    def settings_of(self, optimizer: str) -> dict[str, tuple[float, ...]]:
-        """Return the further dimensions that an optimizer has."""
+    def settings_of(self, optimizer: str, decay: str) -> dict[str, tuple[float, ...]]:
+        """Return the further dimensions of an optimizer under a decay.
+
+        `plateau` has no warm-up: Keras's callback cannot lower the rate of a schedule.
+        """
         own = OPTIMIZERS[optimizer].settings
         return {
             name: values
             for name, values in self.settings.items()
-            if name in own or name in ("warmup_fraction", "clipnorm")
+            if name in own or name == "clipnorm" or (name == "warmup_fraction" and decay != "plateau")
         }
 
     def rate_at(self, optimizer: str, position: float) -> float:
@@ -193,7 +196,8 @@ class Space:
             rate = self.rate_at(optimizer, trial.suggest_float("lr_position", *self.positions))
         fraction = self._final_fraction(trial, decay)
         further = {
-            name: float(trial.suggest_categorical(name, values)) for name, values in self.settings_of(optimizer).items()
+            name: float(trial.suggest_categorical(name, values))
+            for name, values in self.settings_of(optimizer, decay).items()
         }
         return Configuration(optimizer, rate, decay, fraction, **further)
 
@@ -236,7 +240,7 @@ class Space:
         points = []
         for rate, optimizer, decay in itertools.product(self.learning_rates, self.optimizers, self.decays):
             point = {"optimizer": optimizer, "decay": decay, "learning_rate": rate}
-            further = self.settings_of(optimizer)
+            further = self.settings_of(optimizer, decay)
             if not further and point == self.baseline_parameters():
                 continue
             if decay != "constant" and self.final_fractions:
