@@ -191,6 +191,8 @@ def test_the_count_is_what_trains_more(tiny, monkeypatch, together, cores, count
     """The measured rates decide; no more workers than leave the trials unchanged."""
     ended = []
     monkeypatch.setattr(workers, "cores", lambda: cores)
+    monkeypatch.setattr(workers, "_available_bytes", lambda: 8 * 2**30)
+    monkeypatch.setattr(workers, "_resident_bytes", lambda: 2**29)
     monkeypatch.setattr(workers.Pool, "epochs_per_second", lambda *_: together)
     monkeypatch.setattr(workers.Pool, "end", lambda self: ended.append(self.count))
     engine = SimpleNamespace(seconds_per_epoch=lambda *_: 0.1, xla=False, on_gpu=False)
@@ -205,6 +207,9 @@ def test_the_count_is_what_trains_more(tiny, monkeypatch, together, cores, count
     assert reason in choice["reason"]
     assert (pool is None) == (count == 1)
     assert ended == ([2] if count == 1 and cores > 1 else [])
+    if count > 1:
+        monkeypatch.setattr(workers, "_resident_bytes", lambda: 6 * 2**30)
+        assert "GB of free memory" in workers.decide(runner, epochs=5000)[0]["reason"]
     engine.on_gpu = True
     assert workers.decide(runner, epochs=5000)[0]["count"] == 1
     engine.on_gpu = False
