@@ -55,7 +55,12 @@ def main() -> None:
     """Measure and print both sides."""
     every = int(sys.argv[1]) if len(sys.argv) > 1 else 6
     with tempfile.TemporaryDirectory() as folder:
-        overrides = {"confirm.finalists": 0, "storage.url": f"sqlite:///{folder}/studies.db"}
+        overrides = {
+            "trials": 60,
+            "workers.count": 1,
+            "confirm.finalists": 0,
+            "storage.url": f"sqlite:///{folder}/studies.db",
+        }
         study = read_study(Path("studies/digits.toml"), overrides, Path(folder) / "digits")
         import_tensorflow()
         started = time.perf_counter()

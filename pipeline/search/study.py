@@ -111,7 +111,8 @@ class StudyRunner:
                     pool.on_death = lambda: self._resume(queue)
                     with self._watched(study, queue):
                         pool.search()
-                    self.search(queue)  # what a worker that died has left
+                    if study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)):
+                        self.search(queue)  # what a worker that died has left
             except BaseException:
                 # Wherever the interruption struck, no trial of this process is left running.
                 with contextlib.suppress(Exception):
