@@ -99,6 +99,19 @@ def test_training_the_head_equals_training_the_whole(case):
                 np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_trained_model_can_be_saved_and_loaded(case, tmp_path):
+    """Whole, with the weights of the last run, and with the same answers after loading."""
+    build, x = CASES[case]
+    engine = Engine(build, make_data("test", x, LABELS), batch_size=BATCH)
+    metrics, model = train(engine, SPLITS[1])[1:]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    held = {k: v[70:] for k, v in x.items()} if isinstance(x, dict) else x[70:]
+    loss = loaded.loss(LABELS[70:], loaded.predict(held, verbose=0))
+    assert float(loss) == pytest.approx(metrics["val_loss"], rel=1e-3)
+
+
 def test_the_body_is_not_run_in_training(monkeypatch):
     """Its layers are called to compute the outputs, and never again."""
     engine = Engine(nested, make_data("test", IMAGES, LABELS), batch_size=BATCH)
@@ -157,8 +170,10 @@ def test_what_changes_is_not_cut_off(build, x):
     assert np.isfinite(train(engine, SPLITS[0])[0]).all()
 
 
-def test_the_memory_bound_decides():
+def test_the_memory_bound_decides(tmp_path):
     """90 samples of 6 float32 values at the cut are 2,160 bytes."""
     data = make_data("test", IMAGES, LABELS)
     assert Engine(nested, data, batch_size=BATCH, frozen_bytes=2160).frozen is not None
-    assert Engine(nested, data, batch_size=BATCH, frozen_bytes=2159).frozen is None
+    whole = Engine(nested, data, batch_size=BATCH, frozen_bytes=2159)
+    assert whole.frozen is None
+    whole.trained_model(SPLITS[0]).save(tmp_path / "model.keras")  # what was not cut bears no marks

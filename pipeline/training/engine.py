@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ObjectiveError
 from pipeline.training.data import Data, leaves
 from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRule, ceiling
-from pipeline.training.frozen import Cut, cut, is_steady, on_features, run_body
+from pipeline.training.frozen import Cut, bytes_per_sample, cut, is_steady, on_features, run_body
 from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
 from pipeline.training.sources import AnySplit, ArraySource, Cursor, Source, make_source
@@ -120,7 +120,7 @@ class Engine:
         self._snapshots: dict[int, list[Any]] = {}
         self._bodies: dict[int, str] = {}
         self._features: dict[str, list[np.ndarray]] = {}
-        self._features_held = self._first_body = ""
+        self._features_held = ""
         self._body_batch = 1
         self._frozen_bytes = frozen_bytes
         self._initial_losses: dict[int, Floats] = {}
@@ -176,16 +176,17 @@ class Engine:
 
     def trained_model(self, split: AnySplit) -> Any:
         """Return the whole model with the weights that the last run left, the run having been on `split`."""
-        if not self.frozen or self._bodies[split.seed] == self._first_body:
+        if not self.frozen:
             return self.whole
-        # Another seed drew another body: give that one the trained head.
-        separate = self._new_model(split.seed)
-        self._build(separate)
-        other = cut(self.keras, separate)
-        assert other is not None
-        for variable, trained in zip(other.head.variables, self.model.variables, strict=True):
-            variable.assign(trained)
-        return separate
+        # Cutting leaves marks in a model's graph that saving trips over, and another seed may have drawn
+        # another body: a new model gets the trained weights.
+        model = self._new_model(split.seed)
+        self._build(model)
+        trained = {id(v) for v in self.model.variables}
+        for variable, value in zip(model.variables, self.whole.variables, strict=True):
+            if id(value) in trained:
+                variable.assign(value)
+        return model
 
     def _losses_at_rate_zero(self, program: _Program, split: AnySplit) -> Floats:
         """Return the losses of the split's first batches under its initial weights.
@@ -314,24 +315,30 @@ class Engine:
         source, data = self.source, self.data
         if not isinstance(source, ArraySource) or not isinstance(data, Data) or self.model.run_eagerly:
             return
+
+        def accept(body: Any) -> bool:
+            fits = bytes_per_sample(body) * data.samples <= self._frozen_bytes
+            return fits and is_steady(self.tf, body, self._sample[0])
+
         try:
-            found = cut(self.keras, self.model)
+            found = cut(self.keras, self.model, accept)
             if found is None:
                 return
-            size = found.bytes_per_sample()
-            if size is None or size * data.samples > self._frozen_bytes:
-                return
-            if not is_steady(self.tf, found, source.sample[0]):
-                return
-            self._bodies[seed] = self._first_body = found.digest()
+            self._bodies[seed] = found.digest()
             self._body_batch = source.evaluation_batch
             self._hold_features(found, self._bodies[seed])
         except (ValueError, TypeError, NotImplementedError, self.tf.errors.OpError):
-            return  # a graph that cannot be taken apart is trained whole
+            # A graph that cannot be taken apart is trained whole, by a model without marks.
+            source.hold(data)
+            self.whole = self.model = self._new_model(seed)
+            self._keep_global_seed_generator()
+            self._build(self.model)
+            return
         self.model = found.head
         self.train_names, self.test_names = self._build(self.model)
+        megabytes = bytes_per_sample(found.body) * data.samples / 1e6
         self.frozen = (
-            f"frozen {found.fixed} ran once; the head is trained on its outputs ({size * data.samples / 1e6:.0f} MB)"
+            f"its fixed part ({found.fixed}) ran once; the rest is trained on its outputs ({megabytes:.0f} MB)"
         )
 
     def _hold_features(self, found: Cut | None, body: str) -> None:

@@ -8,7 +8,7 @@ epoch of every trial.  They are computed once, and the head is trained on them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,17 +43,18 @@ class Cut:
             digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
         return digest.hexdigest()
 
-    def bytes_per_sample(self) -> int | None:
-        """Return the size of one sample's tensors at the cut, or None where their shape is not fixed."""
-        total = 0
-        for tensor in self.body.outputs:
-            if any(size is None for size in tensor.shape[1:]):
-                return None
-            total += int(np.prod(tensor.shape[1:])) * np.dtype(str(tensor.dtype)).itemsize
-        return total
+
+def bytes_per_sample(body: Any) -> float:
+    """Return the size of one sample's outputs of a body, infinite where their shape is not fixed."""
+    total = 0.0
+    for tensor in body.outputs:
+        if any(size is None for size in tensor.shape[1:]):
+            return float("inf")
+        total += int(np.prod(tensor.shape[1:])) * np.dtype(str(tensor.dtype)).itemsize
+    return total
 
 
-def cut(keras: Any, model: Any) -> Cut | None:
+def cut(keras: Any, model: Any, accept: Callable[[Any], bool] = lambda _: True) -> Cut | None:
     """Cut a model behind its fixed part.
 
     Only a Sequential or functional model shows its graph of layers; only one that trains and
@@ -61,7 +62,8 @@ def cut(keras: Any, model: Any) -> Cut | None:
 
     Args:
         keras: Keras.
-        model: a model that is compiled and built.
+        model: a model that is compiled and built; a cut leaves marks in its graph that saving it trips over.
+        accept: told the body; when it says no, nothing is cut and nothing is marked.
 
     Returns:
         The cut, or None when nothing with weights or text is fixed, or the model cannot be cut.
@@ -87,6 +89,8 @@ def cut(keras: Any, model: Any) -> Cut | None:
         return None
     tensors = list(frontier.values())
     body = keras.Model(graph._inputs_struct, tensors)
+    if not accept(body):
+        return None
     head = keras.Model(tensors if len(tensors) > 1 else tensors[0], graph._outputs_struct)
     head.compile(**model._compile_config.config)
     names = [op.name for op in inside if getattr(op, "variables", ())] or [op.name for op in inside]
@@ -103,23 +107,23 @@ def _is_fixed(node: Any) -> bool:
     return not any("seed_generator" in v.path for part in parts for v in part.non_trainable_variables)
 
 
-def is_steady(tf: Any, split: Cut, sample: Any) -> bool:
+def is_steady(tf: Any, body: Any, sample: Any) -> bool:
     """Return whether the body gives the same in training and evaluation, twice, and changes nothing.
 
     Args:
         tf: TensorFlow.
-        split: the cut.
+        body: the body.
         sample: a few inputs.
     """
-    before = [v.numpy() for v in split.body.variables]
+    before = [v.numpy() for v in body.variables]
     outputs = [
-        [t.numpy() for t in tf.nest.flatten(split.body(sample, training=training))] for training in (True, False, True)
+        [t.numpy() for t in tf.nest.flatten(body(sample, training=training))] for training in (True, False, True)
     ]
     same = all(np.array_equal(a, b) for run in outputs[1:] for a, b in zip(outputs[0], run, strict=True))
     return (
         same
-        and not split.body.losses
-        and all(np.array_equal(a, v.numpy()) for a, v in zip(before, split.body.variables, strict=True))
+        and not body.losses
+        and all(np.array_equal(a, v.numpy()) for a, v in zip(before, body.variables, strict=True))
     )
 
 
