@@ -56,6 +56,7 @@ class StudyRunner:
 
     def __init__(self, prepared: Prepared, reporter: Reporter, parent: int | None = None) -> None:
         self.parent = parent
+        self._positions = (0.0, 1.0)
         self.prepared = prepared
         self.reporter = reporter
         self.study = prepared.study
@@ -273,7 +274,7 @@ class StudyRunner:
         total = self._total(queue.space)
         past: dict[int, PastTrial] = {}
         spent_before = seconds_worked(study.get_trials(deepcopy=False))
-        checked, positions = 0.0, (0.0, 1.0)
+        checked = 0.0
         with self.reporter.bar("trials", total, self._finished(study)) as bar:
             while True:
                 trials = study.get_trials(deepcopy=False)
@@ -298,23 +299,7 @@ class StudyRunner:
                         checked = time.monotonic()
                         queue.take_back_orphans()
                     continue
-                for one in study.get_trials(deepcopy=False):
-                    if one.number not in past and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
-                        past[one.number] = past_trial(one, self.prepared.monitor)
-                if taken.space.positions != positions:
-                    positions = taken.space.positions
-                    self.reporter.stage("search", str(widening_note(positions)))
-                pruner = make_pruner(
-                    config.pruning.pruner,
-                    config.pruning.percentile,
-                    epochs=config.epochs,
-                    folds=config.validation.fold_count,
-                    number=taken.trial.number,
-                )
-                for number in sorted(past):
-                    if number <= taken.horizon:
-                        pruner.record(past[number])
-                self._run_one(queue, taken, pruner)
+                self._run_one(queue, taken, past)
 
     def _orphaned(self) -> bool:
         return self.parent is not None and os.getppid() != self.parent
@@ -392,16 +377,37 @@ class StudyRunner:
         best = min(complete, key=lambda t: float(self.prepared.monitor.cost(t.value)))
         return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}"
 
-    def _run_one(self, queue: TrialQueue, taken: Taken, pruner: FoldPruner) -> None:
+    def _run_one(self, queue: TrialQueue, taken: Taken, past: dict[int, PastTrial]) -> None:
         """Train and tell.  An interruption puts the trial back into the queue."""
         try:
-            self._train_and_tell(queue.study, taken, pruner)
+            if taken.space.positions != self._positions:
+                self._positions = taken.space.positions
+                self.reporter.stage("search", str(widening_note(self._positions)))
+            self._train_and_tell(queue.study, taken, self._pruner(queue.study, taken, past))
         except BaseException:
             with contextlib.suppress(Exception):
                 queue.put_back(taken)
             raise
         finally:
             queue.release(taken)
+
+    def _pruner(self, study: optuna.Study, taken: Taken, past: dict[int, PastTrial]) -> FoldPruner:
+        """Return the pruner of a trial, which knows the trials up to its horizon; `past` keeps those read before."""
+        config = self.config
+        for one in study.get_trials(deepcopy=False):
+            if one.number not in past and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                past[one.number] = past_trial(one, self.prepared.monitor)
+        pruner = make_pruner(
+            config.pruning.pruner,
+            config.pruning.percentile,
+            epochs=config.epochs,
+            folds=config.validation.fold_count,
+            number=taken.trial.number,
+        )
+        for number in sorted(past):
+            if number <= taken.horizon:
+                pruner.record(past[number])
+        return pruner
 
     def _train_and_tell(self, study: optuna.Study, taken: Taken, pruner: FoldPruner) -> None:
         config, trial, configuration = self.config, taken.trial, taken.configuration
