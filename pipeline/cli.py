@@ -231,7 +231,8 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
 
     settings = _read(context, study, output)
     check_writable(settings.output)
-    answer = recommend(load_record(settings))
+    answer_record = load_record(settings)
+    answer = recommend(answer_record)
     if answer is None:
         raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
     reporter, config = Reporter(quiet), settings.config
@@ -253,7 +254,7 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
             settings.output,
             epochs=answer.epochs,
             decay_epochs=config.epochs,
-            batch_size=config.batch_size,
+            batch_size=answer_record.batch_size(answer.configuration),
             frozen_bytes=round(config.engine.frozen_memory * 2**20),
             seed=config.seed,
             plateau_rates=answer.trial.mean_rates(answer.epochs),

@@ -153,6 +153,30 @@ class SettingChoice(Section):
         return tuple(float(f"{value:.4g}") for value in found)
 
 
+class BatchSizeChoice(Section):
+    """Batch sizes: `{ low, high }`, searched at the powers of two times `low`, or `{ values }`."""
+
+    low: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    high: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    values: tuple[Annotated[int, Field(ge=1, le=10_000_000)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> BatchSizeChoice:
+        _check_choice(self.low, self.high, self.values)
+        return self
+
+    def spread(self) -> tuple[int, ...]:
+        """Return the batch sizes to choose from.
+
+        >>> BatchSizeChoice(low=16, high=100).spread()
+        (16, 32, 64)
+        """
+        if self.values is not None:
+            return self.values
+        assert self.low is not None and self.high is not None
+        return tuple(self.low << power for power in range((self.high // self.low).bit_length()))
+
+
 SETTINGS = {"momentum": "one minus", "weight_decay": "log", "warmup_fraction": "linear", "clipnorm": "log"}
 """Further dimensions of the search, and how a range of them is spread."""
 
@@ -182,11 +206,18 @@ class SearchSection(Section):
     weight_decay: SettingChoice | None = None
     warmup_fraction: SettingChoice | None = None
     clipnorm: SettingChoice | None = None
+    batch_size: BatchSizeChoice | None = None
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Return the batch sizes to choose from; none where they are not searched."""
+        return self.batch_size.spread() if self.batch_size is not None else ()
 
     def settings(self) -> dict[str, tuple[float, ...]]:
         """Return the values to choose from of every further dimension that is searched."""
         given = {name: getattr(self, name) for name in SETTINGS}
-        return {name: choice.spread(SETTINGS[name]) for name, choice in given.items() if choice is not None}
+        found = {name: choice.spread(SETTINGS[name]) for name, choice in given.items() if choice is not None}
+        return {**found, "batch_size": self.batch_sizes} if self.batch_sizes else found
 
     @field_validator("momentum", "warmup_fraction")
     @classmethod

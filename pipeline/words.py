@@ -27,6 +27,7 @@ def describe_configuration(
     momentum: float | None = None,
     weight_decay: float | None = None,
     clipnorm: float | None = None,
+    batch_size: int | None = None,
 ) -> str:
     """Return a configuration in one line.
 
@@ -35,7 +36,7 @@ def describe_configuration(
     """
     shape = decay if decay in ("1cycle", "plateau") else f"{decay} decay"
     end = "constant" if decay == "constant" else f"{shape} to {final_fraction:.3g}×"
-    further = {"momentum": momentum, "weight decay": weight_decay, "clipnorm": clipnorm}
+    further = {"momentum": momentum, "weight decay": weight_decay, "clipnorm": clipnorm, "batch size": batch_size}
     warm_up = f", warm-up over {100 * warmup_fraction:.3g}%" if warmup_fraction else ""
     settings = "".join(f", {name} {value:g}" for name, value in further.items() if value is not None)
     return f"{optimizer} at {learning_rate:.4g}, {end}{warm_up}{settings}"

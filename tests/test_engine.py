@@ -351,7 +351,7 @@ def test_folds_of_different_size_share_one_trace(classification: Data):
     for size in (110, 111, 112):
         split = Split(np.arange(size, dtype=np.int32), np.arange(size, 150, dtype=np.int32), size)
         engine.start("adam", split).epoch(np.full(split.steps_per_epoch(BATCH), 0.01))
-    assert engine._program("adam").epoch.forms[0][1].experimental_get_tracing_count() == 1
+    assert engine._program("adam", engine.batch_size).epoch.forms[0][1].experimental_get_tracing_count() == 1
 
 
 def test_seeds_give_different_weights_and_the_same_seed_the_same(classification: Data):
@@ -379,3 +379,20 @@ def test_a_train_step_without_a_loss_is_refused():
 
     with pytest.raises(ObjectiveError, match=r"must return a dict with 'loss', got score"):
         Engine(build, make_data("test", X, TARGET), batch_size=BATCH)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+def test_a_run_with_its_own_batch_size_trains_as_an_engine_of_that_size(xla):
+    """The sizes share samples and initial weights, and do not disturb one another."""
+    data = make_data("test", X, LABELS)
+    engine, alone = Engine(dense, data, batch_size=16), Engine(dense, data, batch_size=40)
+    engine.xla = alone.xla = xla
+    rates = np.full(SPLIT.steps_per_epoch(40), 0.01)
+    expected = alone.start("adam", SPLIT).epoch(rates)
+    usual = np.full(SPLIT.steps_per_epoch(16), 0.01)
+    before = engine.start("adam", SPLIT).epoch(usual)
+    run = engine.start("adam", SPLIT, 40)
+    result = run.epoch(rates)
+    np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5)
+    assert result.metrics == pytest.approx(expected.metrics, rel=1e-5)
+    assert engine.start("adam", SPLIT).epoch(usual).metrics == before.metrics

@@ -21,7 +21,9 @@ from tests.test_engine import LABELS, X, dense, make_data
 
 EPOCHS, STEPS = 4, 7
 RECORD = SimpleNamespace(
-    about={"fold_sizes": [[110, 40]], "batch_size": 16, "epochs": EPOCHS}, monitor=Monitor("val_accuracy", "max")
+    about={"fold_sizes": [[110, 40]], "batch_size": 16, "epochs": EPOCHS},
+    monitor=Monitor("val_accuracy", "max"),
+    batch_size=lambda configuration: 16,
 )
 
 
@@ -102,9 +104,27 @@ def test_a_study_of_unusual_schemes_ends_with_code_and_a_model(tiny, lrtune_here
     assert lrtune_here("status", tiny, "--trials", "14").returncode == 0
 
 
+def test_batch_size_is_searched_and_exported(tiny, lrtune_here):
+    """Every size is tried; tables, curves and code carry the size of their trial."""
+    tiny.write_text(tiny.read_text().replace("[validation]", "batch_size = { low = 8, high = 64 }\n\n[validation]"))
+    ended = lrtune_here("tune", tiny, "--trials", "14")
+    assert ended.returncode == 0, ended.stderr
+    folder = tiny.parent / tiny.stem
+    trials = pd.read_csv(folder / "trials.csv")
+    assert set(trials["batch_size"]) > {8, 64}
+    best = json.loads((folder / "best.json").read_text())
+    assert best["batch_size"] == trials.loc[best["trial"], "batch_size"]
+    scope: dict[str, object] = {}
+    exec((folder / "best.py").read_text(), scope)
+    assert scope["BATCH_SIZE"] == best["batch_size"]
+    assert lrtune_here("fit", tiny).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("added", "rule"),
     [
+        ("batch_size = { low = 64, high = 8 }", "low must be below high"),
+        ("batch_size = { values = [32, 4096] }", "4096"),
         ("momentum = { values = [0.9, 1.0] }", "must be below 1, got 1"),
         ("momentum = { values = [0.9] }", "momentum is searched, but no optimizer here has it; add one of momentum"),
         ("clipnorm = { low = 0.0, high = 1.0 }", "must be above 0"),

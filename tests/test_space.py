@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -146,6 +147,23 @@ def test_further_dimensions_apply_where_the_optimizer_has_them():
         ("adamw", ("weight_decay", 0.1)),
         ("adam",),
     }
+
+
+def test_measured_bounds_move_with_the_batch_size():
+    """By its square root; bounds that were given stay, and the name of the position means the same."""
+    space = Space(("sgd",), ("constant",), {"sgd": (0.01, 1.0)}, (0.1, 1.0), settings={"batch_size": (32, 128)})
+    assert space.rate_at("sgd", 0.5, 128) == 0.1
+    measured = replace(space, bounds_batch_size=32)
+    assert measured.rate_at("sgd", 0.5, 128) == 0.2
+    assert measured.rate_at("sgd", 0.5) == measured.rate_at("sgd", 0.5, 32) == 0.1
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [measured.suggest(study.ask()) for _ in range(20)]
+    assert {c.batch_size for c in drawn} == {32, 128}
+    assert all(
+        c.learning_rate == pytest.approx(measured.rate_at("sgd", t.params["lr_position"], c.batch_size))
+        for c, t in zip(drawn, study.trials, strict=True)
+    )
+    assert measured.suggestion_parameters("sgd", 0.1)["batch_size"] == 32
 
 
 def test_a_sweep_over_a_setting_runs_every_pair():

@@ -39,7 +39,7 @@ def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
         "decay": c.decay,
         "final_fraction": None if c.decay == "constant" else c.final_fraction,
         "epochs": answer.epochs,
-        "batch_size": record.about["batch_size"],
+        "batch_size": record.batch_size(c),
         "momentum": settings.get("momentum"),
         "weight_decay": settings.get("weight_decay"),
         "warmup_fraction": c.warmup_fraction,
@@ -77,7 +77,7 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
     The schedule counts steps as the study's folds did, so it gives the study's rate at every step.
     """
     c, about = answer.configuration, record.about
-    samples, batch_size, epochs = about["fold_sizes"][0][0], about["batch_size"], about["epochs"]
+    samples, batch_size, epochs = about["fold_sizes"][0][0], record.batch_size(c), about["epochs"]
     steps = -(-samples // batch_size)
     schedule = keras_schedule_code(c.decay, c.learning_rate, c.final_fraction, epochs * steps, c.warmup_fraction or 0.0)
     optimizer = c.spec.code("learning_rate")

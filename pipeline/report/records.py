@@ -115,6 +115,10 @@ class StudyRecord:
         complete = [t for t in self.trials if t.state == "complete" and t.value is not None]
         return sorted(complete, key=lambda t: (float(self.monitor.cost(t.value)), t.number))
 
+    def batch_size(self, configuration: Configuration) -> int:
+        """Return the samples per step of a configuration."""
+        return int(configuration.batch_size or self.about["batch_size"])
+
     def count(self, outcome: str) -> int:
         """Return the number of trials that ended so."""
         return sum(t.outcome == outcome for t in self.trials)
@@ -331,7 +335,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
                 "momentum": c.spec.settings.get("momentum") if c else None,
                 "weight_decay": c.spec.settings.get("weight_decay") if c else None,
                 "clipnorm": c.clipnorm if c else None,
-                "batch_size": record.about["batch_size"],
+                "batch_size": record.batch_size(c) if c else None,
                 "value": trial.value,
                 "value_std": trial.value_std,
                 "best_epoch": trial.best_epoch,
@@ -346,7 +350,7 @@ def trials_frame(record: StudyRecord) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows, columns=TRIAL_COLUMNS)
-    for column in ("best_epoch", "overfit_epoch"):
+    for column in ("best_epoch", "overfit_epoch", "batch_size"):
         frame[column] = frame[column].astype("Int64")
     return frame
 
@@ -364,14 +368,14 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
     """Return a row per trial, fold and epoch: the rate at the epoch's first step, and every metric."""
     import pandas as pd
 
-    epochs, batch_size = record.about["epochs"], record.about["batch_size"]
+    epochs = record.about["epochs"]
     rows = []
     for trial in record.trials:
         if trial.configuration is None:
             continue
         c = trial.configuration
         for fold, losses in enumerate(trial.curves.get("loss", [])):
-            steps = -(-record.about["fold_sizes"][fold][0] // batch_size)
+            steps = -(-record.about["fold_sizes"][fold][0] // record.batch_size(c))
             rates = c.rates(epochs * steps)[::steps]
             for epoch in range(len(losses)):
                 row = {"trial": trial.number, "fold": fold + 1, "epoch": epoch + 1, "learning_rate": rates[epoch]}

@@ -62,7 +62,7 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     check_sizes(
         objective,
         folds=config.validation.fold_count,
-        batch_size=1 if isinstance(objective.train, Stream) else config.batch_size,
+        batch_size=1 if isinstance(objective.train, Stream) else max(config.search.batch_sizes or (config.batch_size,)),
         train_samples=min(split.sizes[0] for split in splits),
     )
     try:
@@ -102,6 +102,11 @@ def _held_out(study: Study, stream: Stream) -> Study:
         raise KnownError(
             f"{study.path}: batch_size: the training dataset makes batches of {stream.batch_size} samples, got "
             f"{config.batch_size}. Remove the key, or change .batch(...) in load_data()."
+        )
+    if config.search.batch_size is not None:
+        raise KnownError(
+            f"{study.path}: search.batch_size: the training dataset makes batches of {stream.batch_size} samples, so "
+            "their size cannot be searched. Remove the key, or return arrays from load_data()."
         )
     validation = config.validation.model_copy(update={"scheme": "hold-out"})
     return replace(study, config=config.model_copy(update={"validation": validation, "batch_size": stream.batch_size}))
@@ -236,4 +241,5 @@ def space_of(study: Study, tests: dict[str, Any]) -> Space:
         final_fractions=fraction.values or (),
         learning_rates=(choice.values or ()) if choice is not None else (),
         settings=search.settings(),
+        bounds_batch_size=study.config.batch_size if choice is None else None,
     )

@@ -148,4 +148,4 @@ def _grid(space: Space) -> dict[str, list[Any]]:
             grid["final_fraction"] = list(space.final_fractions)
         else:
             grid["final_fraction"] = np.geomspace(*space.final_fraction, 4).tolist()
-    return grid
+    return {**grid, **{name: list(values) for name, values in space.settings.items()}}

@@ -48,6 +48,7 @@ class Configuration:
         final_fraction: rate at the last step over rate at the first (1cycle: over the highest).
         warmup_fraction: share of the run in which the rate rises linearly before the decay begins.
         momentum, weight_decay, clipnorm: settings of the optimizer; None leaves them as they are.
+        batch_size: samples per step; None is the study's.
     """
 
     optimizer: str
@@ -58,6 +59,7 @@ class Configuration:
     momentum: float | None = None
     weight_decay: float | None = None
     clipnorm: float | None = None
+    batch_size: int | None = None
 
     def rates(self, total_steps: int) -> NDArray[np.float64]:
         """Return the learning rate of every step of a run, shape (total_steps,); `plateau` lowers it as it goes."""
@@ -147,6 +149,8 @@ class Space:
         learning_rates: learning rates of a sweep; empty where `bounds` are searched.
         settings: values to choose from of every further dimension, by its name in `Configuration`.
         positions: lowest and highest `lr_position`, beyond [0, 1] where the search was widened.
+        bounds_batch_size: samples per step for which the bounds were measured; None takes them as they
+            are for every batch size.
     """
 
     optimizers: tuple[str, ...]
@@ -157,6 +161,7 @@ class Space:
     learning_rates: tuple[float, ...] = ()
     settings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     positions: tuple[float, float] = (0.0, 1.0)
+    bounds_batch_size: int | None = None
 
     def settings_of(self, optimizer: str, decay: str) -> dict[str, tuple[float, ...]]:
         """Return the further dimensions of an optimizer under a decay.
@@ -167,17 +172,21 @@ class Space:
         return {
             name: values
             for name, values in self.settings.items()
-            if name in own or name == "clipnorm" or (name == "warmup_fraction" and decay != "plateau")
+            if name in own or name in ("clipnorm", "batch_size") or (name == "warmup_fraction" and decay != "plateau")
         }
 
-    def rate_at(self, optimizer: str, position: float) -> float:
+    def rate_at(self, optimizer: str, position: float, batch_size: int | None = None) -> float:
         """Return the learning rate at a position of an optimizer's bounds.
+
+        Bounds that were measured move with the square root of the batch size, as the noise of the
+        gradient does (Krizhevsky 2014; Malladi et al. 2022 for adaptive optimizers).
 
         >>> Space(("sgd",), ("constant",), {"sgd": (0.01, 1.0)}, (0.001, 1.0)).rate_at("sgd", 0.5)
         0.1
         """
         low, high = self.bounds[optimizer]
-        return tidy(low * (high / low) ** position)
+        scale = math.sqrt(batch_size / self.bounds_batch_size) if batch_size and self.bounds_batch_size else 1.0
+        return tidy(scale * low * (high / low) ** position)
 
     def position_of(self, optimizer: str, learning_rate: float) -> float:
         """Return the position of a learning rate, outside [0, 1] where the rate is outside the bounds."""
@@ -193,12 +202,13 @@ class Space:
         if self.learning_rates:
             rate = trial.suggest_categorical("learning_rate", self.learning_rates)
         else:
-            rate = self.rate_at(optimizer, trial.suggest_float("lr_position", *self.positions))
+            position = trial.suggest_float("lr_position", *self.positions)
         fraction = self._final_fraction(trial, decay)
-        further = {
-            name: float(trial.suggest_categorical(name, values))
-            for name, values in self.settings_of(optimizer, decay).items()
+        further: dict[str, Any] = {
+            name: trial.suggest_categorical(name, values) for name, values in self.settings_of(optimizer, decay).items()
         }
+        if not self.learning_rates:
+            rate = self.rate_at(optimizer, position, further.get("batch_size"))
         return Configuration(optimizer, rate, decay, fraction, **further)
 
     def _final_fraction(self, trial: optuna.trial.Trial, decay: str) -> float:
@@ -275,4 +285,6 @@ class Space:
             else:
                 low, high = self.final_fraction
                 parameters["final_fraction"] = min(max(0.01, low), high)
+        if self.bounds_batch_size in self.settings.get("batch_size", ()):
+            parameters["batch_size"] = self.bounds_batch_size
         return parameters

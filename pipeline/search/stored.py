@@ -11,7 +11,7 @@ from pipeline.search.pruning import PastTrial
 from pipeline.search.space import BASELINE, Configuration, tidy
 from pipeline.search.trial import Monitor
 
-FURTHER = ("warmup_fraction", "momentum", "weight_decay", "clipnorm")
+FURTHER = ("warmup_fraction", "momentum", "weight_decay", "clipnorm", "batch_size")
 """Parameters that only some studies search."""
 
 

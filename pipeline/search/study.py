@@ -8,6 +8,7 @@ queue with their parameters, under their own number.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -33,6 +34,8 @@ from pipeline.search.space import Space, widening_note
 from pipeline.search.stored import configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
+from pipeline.study_file import SearchSection
+from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.words import duration
 
 if TYPE_CHECKING:
@@ -207,7 +210,10 @@ class StudyRunner:
         optimizers = config.search.optimizers
         try:
             decision = engine.calibrate(
-                optimizers[-1], self.prepared.splits[0], epochs=self._epochs_ahead(), programs=len(optimizers)
+                optimizers[-1],
+                self.prepared.splits[0],
+                epochs=self._epochs_ahead(),
+                programs=programs_of(config.search),
             )
         except Exception as error:  # the first step of training: whatever the model's code raises
             raise training_failed(self.prepared, optimizers[-1], error) from error
@@ -493,6 +499,19 @@ def seconds_worked(trials: Sequence[FrozenTrial]) -> float:
         worked += max(0.0, end - max(start, until))
         until = max(until, end)
     return worked
+
+
+def programs_of(search: SearchSection) -> int:
+    """Return how many training loops a search traces: one per optimizer, its searched settings and batch size."""
+    traced = {name: values for name, values in search.settings().items() if name != "warmup_fraction"}
+    return sum(
+        math.prod(
+            len(values)
+            for name, values in traced.items()
+            if name in OPTIMIZERS[optimizer].settings or name in ("clipnorm", "batch_size")
+        )
+        for optimizer in search.optimizers
+    )
 
 
 def distance_of(count: int | str) -> int:

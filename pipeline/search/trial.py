@@ -115,10 +115,10 @@ def run_trial(
     outcome = Outcome()
     costs: list[list[float]] = []
     for fold, split in enumerate(splits):
-        steps = split.steps_per_epoch(engine.batch_size)
+        steps = split.steps_per_epoch(configuration.batch_size or engine.batch_size)
         table = configuration.rates(epochs * steps).reshape(epochs, steps)
         plateau = Plateau(configuration.final_fraction, epochs) if configuration.decay == "plateau" else None
-        run = engine.start(configuration.spec, split)
+        run = engine.start(configuration.spec, split, configuration.batch_size)
         costs.append([])
         for epoch in range(run_epochs or epochs):
             share = plateau.share if plateau is not None else 1.0

@@ -91,7 +91,7 @@ class Engine:
     Args:
         build_model: function without arguments that returns a compiled Keras model.
         data: the samples that every split indexes.
-        batch_size: samples per step.
+        batch_size: samples per step, where a run does not name its own.
         seed: seed of the first model's initial weights.
 
     Raises:
@@ -116,14 +116,14 @@ class Engine:
         self.frozen: str | None = None
         self.source: Source = make_source(self.tf, data, self.batch_size)
         self._sample = self.source.sample
-        self._programs: dict[str, _Program] = {}
+        self._programs: dict[tuple[str, int], _Program] = {}
         self._snapshots: dict[int, list[Any]] = {}
         self._bodies: dict[int, str] = {}
         self._features: dict[str, list[np.ndarray]] = {}
         self._features_held = ""
         self._body_batch = 1
         self._frozen_bytes = frozen_bytes
-        self._initial_losses: dict[int, Floats] = {}
+        self._initial_losses: dict[tuple[int, int], Floats] = {}
         self._rate: Any = None
         self.whole = self.model = self._new_model(seed)
         self._unseeded = self._global_seed_generator()
@@ -162,14 +162,15 @@ class Engine:
         """Return whether TensorFlow sees a GPU."""
         return bool(self.tf.config.list_physical_devices("GPU"))
 
-    def start(self, optimizer: str | OptimizerSpec, split: AnySplit) -> Run:
+    def start(self, optimizer: str | OptimizerSpec, split: AnySplit, batch_size: int | None = None) -> Run:
         """Reset weights, slots and random states, and return a run of the optimizer on the split.
 
         Args:
             optimizer: a name in `OPTIMIZERS`, or a specification of one's own.
             split: the samples and the seed.
+            batch_size: samples per step, for samples in memory; None takes the engine's.
         """
-        program = self._program(optimizer)
+        program = self._program(optimizer, batch_size or self.batch_size)
         initial_losses = self._losses_at_rate_zero(program, split)
         self._reset(program, split.seed)
         return Run(self, program, split, initial_losses)
@@ -191,18 +192,19 @@ class Engine:
     def _losses_at_rate_zero(self, program: _Program, split: AnySplit) -> Floats:
         """Return the losses of the split's first batches under its initial weights.
 
-        They are the reference of the divergence rule, the same for every configuration, so they
-        are measured once per split.
+        They are the reference of the divergence rule, the same for every configuration of a batch
+        size, so they are measured once per split.
         """
-        if split.seed not in self._initial_losses:
+        epoch = program.compiled_epoch or program.epoch
+        key = split.seed, epoch.source.batch_size
+        if key not in self._initial_losses:
             self._reset(program, split.seed)
-            steps = min(REFERENCE_STEPS, split.steps_per_epoch(self.batch_size))
+            steps = min(REFERENCE_STEPS, split.steps_per_epoch(epoch.source.batch_size))
             table = np.stack([np.zeros(steps), np.full(steps, np.inf)], axis=1)
-            epoch = program.compiled_epoch or program.epoch
-            feed, samples = self.source.start(split).epoch(steps)
+            feed, samples = epoch.source.start(split).epoch(steps)
             result, _ = self._call(epoch, feed, samples, table, NO_RECENT_LOSSES, None)
-            self._initial_losses[split.seed] = result.losses
-        return self._initial_losses[split.seed]
+            self._initial_losses[key] = result.losses
+        return self._initial_losses[key]
 
     def _reset(self, program: _Program, seed: int) -> None:
         unseeded = self.tf.constant([seed % 2**31, 0], self._unseeded.state.dtype)
@@ -219,7 +221,7 @@ class Engine:
             split: the split to measure on.
             at_least: seconds to go on measuring.
         """
-        program = self._program(optimizer)
+        program = self._program(optimizer, self.batch_size)
         epoch = program.compiled_epoch or program.epoch
         began, seconds = time.perf_counter(), [self._seconds_per_epoch(epoch, program, split)]
         while time.perf_counter() - began < at_least:
@@ -267,7 +269,7 @@ class Engine:
         obstacle = self._xla_obstacle()
         if obstacle:
             return f"plain graph ({obstacle})"
-        program = self._program(optimizer)
+        program = self._program(optimizer, self.batch_size)
         plain = self._seconds_per_epoch(program.epoch, program, split)
         if self.fallback is not None:
             return self.fallback
@@ -443,9 +445,10 @@ class Engine:
             self._hold_features(None, self._bodies[seed])
         return self._snapshots[seed]
 
-    def _program(self, chosen: str | OptimizerSpec) -> _Program:
+    def _program(self, chosen: str | OptimizerSpec, batch_size: int) -> _Program:
         spec = find_optimizer(chosen)
-        name = f"{spec.keras_class}{sorted(spec.settings.items())}"
+        name = f"{spec.keras_class}{sorted(spec.settings.items())}", batch_size
+        loop = self._loop if batch_size == self.batch_size else self._loop.resized(batch_size)
         if name not in self._programs:
             optimizer = self._use(self.model, build_optimizer(spec, lambda: self._rate))
             copies = self._build_slots(optimizer)
@@ -461,11 +464,11 @@ class Engine:
                 reset=self.tf.function(reset, autograph=False),
                 initial_slots=[self.tf.constant(v.numpy()) for v in slots],
                 copies=copies,
-                epoch=self._loop.trace(optimizer, xla=False),
+                epoch=loop.trace(optimizer, xla=False),
             )
         program = self._programs[name]
         if self.xla and program.compiled_epoch is None:
-            program.compiled_epoch = self._loop.trace(program.optimizer, xla=True)
+            program.compiled_epoch = loop.trace(program.optimizer, xla=True)
         return program
 
     def _fall_back(self, form: str, error: Exception) -> None:
@@ -482,11 +485,11 @@ class Engine:
         if epoch.rows is not None:
             table = np.pad(table, ((0, epoch.rows - len(table)), (0, 0)))
         losses, done, code, recent, train, test = epoch(
-            self.source.arguments(feed, epoch.rows),
+            epoch.source.arguments(feed, epoch.rows),
             tf.constant(table, tf.float32),
             tf.constant(samples),
             recent,
-            self.source.held(validated),
+            epoch.source.held(validated),
         )
         done, code = int(done), int(code)
         losses = losses.numpy()[:done].astype(float)
@@ -494,7 +497,8 @@ class Engine:
         if losses.ndim == 2:
             losses, weights = losses[:, 0], losses[:, 1]
         else:
-            weights = np.minimum(self.batch_size, samples - self.batch_size * np.arange(done))
+            size = epoch.source.batch_size
+            weights = np.minimum(size, samples - size * np.arange(done))
         metrics["loss"] = float(np.average(losses, weights=weights)) if done else float("nan")
         if validated is not None:
             values = test.numpy().tolist()
@@ -548,8 +552,8 @@ class Run:
     ) -> None:
         self.engine, self.program, self.split, self.initial_losses = engine, program, split, initial_losses
         self.steps_done = 0
-        self._cursor: Cursor = engine.source.start(split)
         self._epoch = epoch or program.compiled_epoch or program.epoch
+        self._cursor: Cursor = self._epoch.source.start(split)
         self._recent: Any = NO_RECENT_LOSSES
 
     def epoch(self, rates: Any, rule: DivergenceRule | None = None, *, validate: bool = True) -> Epoch:

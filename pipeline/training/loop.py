@@ -7,7 +7,7 @@ records each step's loss, and stops at the step where the divergence rule says s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import KnownError
@@ -25,12 +25,14 @@ class TracedEpoch:
     the steps done; the divergence code; the last two losses; training metrics; validation metrics.
 
     Attributes:
+        source: where its batches come from.
         forms: (what it is called, the function), fastest first.
         rows: rows that the table must have, where XLA wants them static, else None.
         on_fallback: told the name of the form that took over, and the error that made it.
         proven: whether the first form has run, so that later errors are real ones.
     """
 
+    source: Any
     forms: list[tuple[str, Callable[..., Any]]]
     rows: int | None
     on_fallback: Callable[[str, Exception], None]
@@ -89,6 +91,10 @@ class Loop:
     set_rate: Callable[[Any], None]
     before_trace: Callable[[], None]
     on_fallback: Callable[[str, Exception], None]
+
+    def resized(self, batch_size: int) -> Loop:
+        """Return the loop over the same samples in memory with another batch size."""
+        return replace(self, source=self.source.resized(batch_size), capacity=-(-self.source.samples // batch_size))
 
     def trace(self, optimizer: Any, *, xla: bool) -> TracedEpoch:
         """Return the epoch for one optimizer, still untraced; its first call traces it.
@@ -212,7 +218,8 @@ class Loop:
 
         in_graph = tf.function(epoch, autograph=False, input_signature=signature)
         forms = [("in one graph", in_graph), ("step by step", step_by_step), ("eagerly", eagerly)]
-        return TracedEpoch(forms[2:] if model.run_eagerly else forms[:1] if xla else forms, capacity, self.on_fallback)
+        chosen = forms[2:] if model.run_eagerly else forms[:1] if xla else forms
+        return TracedEpoch(source, chosen, capacity, self.on_fallback)
 
     def _metric_results(self, names: list[str]) -> Any:
         results = scalars(self.model.get_metrics_result())

@@ -7,7 +7,9 @@ samples.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,8 +39,12 @@ class Cursor(Protocol):
 class Source(Protocol):
     """What the engine and its traced loop need of the data."""
 
-    sample: Any
-    """A small batch of real samples, for building a model."""
+    batch_size: int
+    """Samples per step."""
+
+    @property
+    def sample(self) -> Any:
+        """Return a small batch of real samples, for building a model."""
 
     def start(self, split: Any) -> Cursor:
         """Return a cursor at the beginning of a run."""
@@ -68,6 +74,15 @@ class Source(Protocol):
         """Inside the graph: call `test` with the token of every validation batch; return the last result."""
 
 
+@dataclass
+class _Memory:
+    """The samples of all sources that differ only in their batch size."""
+
+    parts: tuple[Any, ...] = ()
+    sample: tuple[Any, ...] = ()
+    evaluation_batch: int = 1
+
+
 class ArraySource:
     """Samples in memory, gathered by index.
 
@@ -79,14 +94,37 @@ class ArraySource:
 
     def __init__(self, tf: Any, data: Data, batch_size: int) -> None:
         self.tf, self.batch_size, self.samples = tf, batch_size, data.samples
+        self._memory = _Memory()
         self.hold(data)
 
+    def resized(self, batch_size: int) -> ArraySource:
+        """Return a source of the same samples, in the same memory, with another batch size."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Return inputs, targets and weights as tensors."""
+        return self._memory.parts
+
+    @property
+    def sample(self) -> tuple[Any, ...]:
+        """Return the first two samples."""
+        return self._memory.sample
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Return the samples that are evaluated at once."""
+        return self._memory.evaluation_batch
+
     def hold(self, data: Data) -> None:
-        """Put other values of the same samples in place."""
-        self.parts = tuple(map_tree(self.tf.constant, part) for part in data.parts())
-        self.sample = tuple(map_tree(lambda a: self.tf.constant(a[:2]), part) for part in data.parts())
+        """Put other values of the same samples in place, for every batch size."""
+        memory = self._memory
+        memory.parts = tuple(map_tree(self.tf.constant, part) for part in data.parts())
+        memory.sample = tuple(map_tree(lambda a: self.tf.constant(a[:2]), part) for part in data.parts())
         values = max(1, sum(int(np.prod(leaf.shape[1:])) for _, leaf in leaves(data.x)))
-        self.evaluation_batch = max(min(EVALUATION_VALUES // values, 1024), min(self.batch_size, 1024))
+        memory.evaluation_batch = max(min(EVALUATION_VALUES // values, 1024), min(self.batch_size, 1024))
 
     def start(self, split: Split) -> ArrayCursor:
         """Return a cursor on the split's training samples."""
@@ -177,7 +215,7 @@ class StreamSource:
     """
 
     def __init__(self, tf: Any, stream: Stream) -> None:
-        self.tf, self.stream = tf, stream
+        self.tf, self.stream, self.batch_size = tf, stream, stream.batch_size
         self.sample = next(iter(stream.train))
 
     def start(self, split: StreamSplit) -> StreamCursor:
