@@ -1,0 +1,1 @@
+"""Objectives that the benchmarks tune: small, and different in kind."""
