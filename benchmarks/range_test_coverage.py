@@ -53,6 +53,7 @@ def measure(task: str, folder: Path) -> None:
         )
         splits.append(Split(train, validation, repeat))
     engine.calibrate("adam", splits[0], epochs=len(GRID) * EPOCHS * REPEATS, programs=1)
+    engine.leave_plain(OPTIMIZERS, splits[0])
     found: dict[str, np.ndarray] = {}
     for optimizer in OPTIMIZERS:
         curves = np.full((REPEATS, len(GRID), EPOCHS), np.inf)

@@ -370,7 +370,11 @@ class Study:
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")
-        for name in (*SETTINGS, "steps_per_epoch"):  # absent when unused, as in studies of earlier versions
+        for name in (
+            *SETTINGS,
+            "batch_size",
+            "steps_per_epoch",
+        ):  # absent when unused, as in studies of earlier versions
             table = config if name == "steps_per_epoch" else config["search"]
             if table[name] is None:
                 table.pop(name)

@@ -396,3 +396,26 @@ def test_a_run_with_its_own_batch_size_trains_as_an_engine_of_that_size(xla):
     np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-5)
     assert result.metrics == pytest.approx(expected.metrics, rel=1e-5)
     assert engine.start("adam", SPLIT).epoch(usual).metrics == before.metrics
+
+
+def test_an_optimizer_that_xla_makes_slow_stays_in_the_plain_graph(monkeypatch):
+    """Only the one whose compiled epoch is slower than its plain one; its training is the same."""
+    engine = Engine(dense, make_data("test", X, LABELS), batch_size=BATCH)
+    assert engine.leave_plain(["sgd", "adam"], SPLIT) == ""
+    engine.xla = True
+    measured, adam = engine._seconds, engine._program("adam", BATCH)
+
+    def slow_adam(epoch, program, split, steps):
+        seconds = measured(epoch, program, split, steps)
+        return 1000.0 if epoch is adam.compiled_epoch else min(seconds, 1.0)
+
+    monkeypatch.setattr(engine, "_seconds", slow_adam)
+    said = engine.leave_plain(["sgd", "adam"], SPLIT)
+    assert engine.plain == {"adam"}
+    assert said.startswith("adam in the plain graph")
+    monkeypatch.undo()
+    reference = Engine(dense, make_data("test", X, LABELS), batch_size=BATCH)
+    rates = np.full(7, 0.01)
+    np.testing.assert_array_equal(
+        engine.start("adam", SPLIT).epoch(rates).losses, reference.start("adam", SPLIT).epoch(rates).losses
+    )

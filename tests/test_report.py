@@ -24,7 +24,16 @@ from pipeline.study_file import Study, read_study
 from pipeline.training.decays import rate_table
 from tests.conftest import ROOT, TINY_OBJECTIVE, TINY_STUDY
 
-FILES = {"report.html", "best.json", "best.py", "trials.csv", "curves.csv", "range_test.csv", "bounds.csv"}
+FILES = {
+    "report.html",
+    "best.json",
+    "best.py",
+    "trials.csv",
+    "curves.csv",
+    "range_test.csv",
+    "bounds.csv",
+    "overfitting.csv",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,7 @@ def finished(tmp_path_factory) -> Study:
 
 
 def test_every_file_of_the_contract_is_there_and_no_other(finished):
-    """Seven files, none half-written beside them."""
+    """Eight files, none half-written beside them."""
     assert {path.name for path in finished.output.iterdir()} == FILES
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KnownError
+from pipeline.report.overfitting import overfitting_frame
 from pipeline.report.records import (
     Recommendation,
     StudyRecord,
@@ -132,6 +133,7 @@ def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[P
         files["best.py"] = f'"""What lrtune recommends for {where}: {evidence}"""\n\n{keras_code(record, answer)}'
     files["trials.csv"] = trials_frame(record).to_csv(index=False)
     files["curves.csv"] = curves_frame(record).to_csv(index=False)
+    files["overfitting.csv"] = overfitting_frame(record).to_csv(index=False)
     files["range_test.csv"] = range_test_frame(record).to_csv(index=False)
     files["bounds.csv"] = bounds_frame(record).to_csv(index=False)
     if page is not None:

@@ -9,12 +9,17 @@ from pipeline.report.export import keras_code
 from pipeline.report.figures import (
     curves_info,
     draw_curves,
+    draw_gaps,
     draw_landscape,
+    draw_overfitting,
     draw_range_test,
     landscape_info,
+    overfitting_info,
     range_test_info,
 )
+from pipeline.report.overfitting import disagreement, overfitting_of
 from pipeline.report.records import Recommendation, StudyRecord, TrialRecord, describe_divergence, recommend
+from pipeline.report.sweep import draw_sweep, draw_sweep_run, sweep_ranges, sweeps_of
 from pipeline.search.range_test import MEANINGS
 
 if TYPE_CHECKING:
@@ -42,6 +47,9 @@ def render(record: StudyRecord) -> str:
         warnings=doubts_of(record, answer),
         range_tests=[(info, _html(draw_range_test(info), info.title)) for info in range_test_info(record)],
         meanings=MEANINGS,
+        sweeps=_sweeps(record),
+        overfitting=_overfitting(record),
+        disagreement=disagreement(record, answer.trial) if answer is not None else None,
         curves=[(info.title, _html(draw_curves(info), info.title)) for info in _chosen_curves(record, answer)],
         landscape=_html(draw_landscape(landscape_info(record), record.monitor.name), "value over learning rate"),
         rows=[_row(trial) for trial in record.trials],
@@ -65,6 +73,42 @@ def _html(figure: go.Figure, label: str) -> str:
 
     fragment = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
     return f'<div class="figure" role="img" aria-label="{html.escape(label, quote=True)}">{fragment}</div>'
+
+
+def _sweeps(record: StudyRecord) -> list[dict[str, Any]]:
+    """Return every sweep with its pictures."""
+    found = []
+    for sweep in sweeps_of(record):
+        ranges = sweep_ranges(sweep)
+        runs = []
+        for row in sweep.rows:
+            gap = ", ".join(f"gap {row.gap[name]:.3g} in the {name}" for name in sweep.metrics if name in row.gap)
+            title = f"rate {row.learning_rate:g}: {gap or row.trial.outcome}"
+            figure = _html(draw_sweep_run(row, sweep.metrics, ranges), title) if row.trial.curves else ""
+            runs.append((title, figure, row is sweep.best))
+        pictures = [_html(draw_sweep(sweep, name), f"{name} over the learning rate") for name in sweep.metrics]
+        found.append({"title": sweep.title, "finding": sweep.finding(), "runs": runs, "pictures": pictures})
+    return found
+
+
+def _overfitting(record: StudyRecord) -> list[dict[str, Any]]:
+    """Return what the study shows of overfitting in each metric, with its pictures."""
+    found = []
+    for each in overfitting_of(record):
+        points = overfitting_info(each)
+        if not points:
+            continue
+        found.append(
+            {
+                "metric": each.metric,
+                "finding": each.finding(),
+                "counts": {verdict: count for verdict, count in each.counts().items() if verdict != "diverged"},
+                "decays": each.by_decay(),
+                "epochs": _html(draw_overfitting(points, record.about["epochs"]), f"{each.metric}: overfitting epoch"),
+                "gaps": _html(draw_gaps(points, each.metric), f"{each.metric}: gap between validation and training"),
+            }
+        )
+    return found
 
 
 def _chosen_curves(record: StudyRecord, answer: Recommendation | None) -> list[Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
 from pipeline.report.records import Recommendation, StudyRecord, recommend
+from pipeline.report.sweep import sweeps_of
 
 
 def _evidence(answer: Recommendation) -> str:
@@ -40,6 +41,7 @@ def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
     ]
     if ties:
         lines.append(f"Not distinguishable from it: {'; '.join(ties)}.")
+    lines += [sweep.finding() for sweep in sweeps_of(record)]
     lines += [f"Note: {doubt}" for doubt in doubts_of(record, answer)]
     code = "".join(f"    {line}\n" if line else "\n" for line in keras_code(record, answer).splitlines())
     return "\n".join([*lines, "", code.rstrip(), "", report])

@@ -15,7 +15,7 @@ from pipeline.progress import Reporter
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
 from pipeline.search.samplers import check_sampler
 from pipeline.search.space import Space
-from pipeline.search.trial import Monitor, split_seed
+from pipeline.search.trial import Monitor, mode_of, split_seed
 from pipeline.study_file import Study
 from pipeline.training.engine import Engine
 from pipeline.training.sources import AnySplit
@@ -151,11 +151,9 @@ def find_monitor(study: Study, engine: Engine) -> Monitor:
     direction = next((m._direction for m in metrics if m.name == name and getattr(m, "_direction", None)), None)
     if direction is not None:
         return Monitor(config.monitor, {"up": "max", "down": "min"}[direction])
-    words = set(name.split("_"))
-    if "loss" in words or words & {"error", "mse", "mae", "mape", "rmse", "crossentropy", "divergence"}:
-        return Monitor(config.monitor, "min")
-    if words & {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou"}:
-        return Monitor(config.monitor, "max")
+    mode = mode_of(name)
+    if mode is not None:
+        return Monitor(config.monitor, mode)
     raise KnownError(
         f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'."
     )

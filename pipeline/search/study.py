@@ -95,7 +95,7 @@ class StudyRunner:
         else:
             check_same(self.prepared, self.reporter, existing)
             study = existing
-            self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
+            self._restore_engine(study)
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
         with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
             mark.share()
@@ -139,7 +139,7 @@ class StudyRunner:
                 f"Run 'lrtune tune {self.study.path}' first."
             )
         check_same(self.prepared, self.reporter, study)
-        self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
+        self._restore_engine(study)
         with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
             mark.share()
             self.search(self._queue(study))
@@ -192,6 +192,11 @@ class StudyRunner:
     def _searches_rates(self) -> bool:
         return self.config.search.learning_rate is None
 
+    def _restore_engine(self, study: optuna.Study) -> None:
+        """Train as the study has trained before."""
+        self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
+        self.prepared.engine.plain = set(study.user_attrs.get("plain", ()))
+
     def _choose_engine(self, before: optuna.Study | None) -> str:
         """Turn XLA on or off for the study, by its key or by measurement.
 
@@ -202,7 +207,7 @@ class StudyRunner:
         if config.engine.xla == "auto" and before is not None:
             model = before.user_attrs.get("definition", {}).get("model")
             if model == self.prepared.objective.model_digest and "xla" in before.user_attrs:
-                engine.xla = bool(before.user_attrs["xla"])
+                self._restore_engine(before)
                 return str(before.user_attrs.get("engine"))
         if config.engine.xla != "auto":
             engine.xla = bool(config.engine.xla)
@@ -215,8 +220,10 @@ class StudyRunner:
                 epochs=self._epochs_ahead(),
                 programs=programs_of(config.search),
             )
+            slow = engine.leave_plain(optimizers, self.prepared.splits[0])
         except Exception as error:  # the first step of training: whatever the model's code raises
             raise training_failed(self.prepared, optimizers[-1], error) from error
+        decision = f"{decision}; {slow}" if slow else decision
         self.reporter.stage("engine", decision)
         return decision
 
@@ -241,6 +248,7 @@ class StudyRunner:
             study.set_user_attr("range_test", {name: _range_test_record(test) for name, test in tests.items()})
             study.set_user_attr("engine", decision)
             study.set_user_attr("xla", prepared.engine.xla)
+            study.set_user_attr("plain", sorted(prepared.engine.plain))
             study.set_user_attr("metric", prepared.monitor.name)
             study.set_user_attr("widens", self.config.sampler.name in WIDENING and self._searches_rates())
             study.set_user_attr("distance", distance_of(self.config.workers.count))

@@ -44,6 +44,22 @@ class Monitor:
         return np.where(np.isfinite(costs), costs, np.inf)
 
 
+LOWER_IS_BETTER = {"error", "mse", "mae", "mape", "msle", "rmse", "crossentropy", "divergence"}
+HIGHER_IS_BETTER = {"acc", "accuracy", "auc", "precision", "recall", "f1", "fbeta", "r2", "iou"}
+
+
+def mode_of(metric: str) -> str | None:
+    """Return "min" or "max" for a metric whose name tells, else None.
+
+    >>> mode_of("val_accuracy"), mode_of("val_loss"), mode_of("speed")
+    ('max', 'min', None)
+    """
+    words = set(metric.split("_"))
+    if "loss" in words or words & LOWER_IS_BETTER:
+        return "min"
+    return "max" if words & HIGHER_IS_BETTER else None
+
+
 @dataclass
 class Outcome:
     """How a trial went.

@@ -146,7 +146,7 @@ def decide(runner: StudyRunner, epochs: int) -> tuple[dict[str, Any], Pool | Non
     runner.reporter.stage("workers", f"starting {count} to measure whether they train faster side by side")
     pool = Pool(runner.study, count, 1)
     try:
-        side_by_side = pool.epochs_per_second(optimizer, engine.xla)
+        side_by_side = pool.epochs_per_second(optimizer, engine.xla and optimizer not in engine.plain)
     except Exception as error:  # whatever keeps processes from starting here: the study runs without them
         pool.end()
         return {

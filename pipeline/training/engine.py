@@ -12,7 +12,7 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,9 @@ NO_RECENT_LOSSES = np.full(2, -np.inf, np.float32)
 
 TIMED_SECONDS = 1.0
 """About how long a measurement of the training speed takes, in seconds, where single steps are shorter."""
+
+SUSPICIOUS = 8.0
+"""An optimizer that takes so many times as long as the fastest under XLA is compared with its plain graph."""
 
 XLA_SECONDS_PER_OPERATION = 0.0035
 """What compiling is expected to cost, in seconds per operation of the graph; 0.002 to 0.003 were measured."""
@@ -94,6 +97,10 @@ class Engine:
         batch_size: samples per step, where a run does not name its own.
         seed: seed of the first model's initial weights.
 
+    Attributes:
+        xla: whether epochs are compiled with XLA.
+        plain: names of optimizers that are not.
+
     Raises:
         ObjectiveError: when the model does not fit the data.
     """
@@ -112,6 +119,7 @@ class Engine:
         self.data = data
         self.batch_size = data.batch_size if isinstance(data, Stream) else batch_size
         self.xla = False
+        self.plain: set[str] = set()
         self.fallback: str | None = None
         self.frozen: str | None = None
         self.source: Source = make_source(self.tf, data, self.batch_size)
@@ -291,6 +299,41 @@ class Engine:
             return f"XLA ({figures})"
         return f"plain graph (XLA: {figures})"
 
+    def leave_plain(self, optimizers: Iterable[str], split: AnySplit) -> str:
+        """Take optimizers out of XLA that run slower under it than in the plain graph.
+
+        XLA compiles every optimizer's update for itself, and now and then one comes out hundreds of
+        times slower.  Each is timed once; only one that is suspiciously slower than the fastest is
+        compared with its plain graph.
+
+        Args:
+            optimizers: names that a study will train.
+            split: the split to measure on.
+
+        Returns:
+            What was taken out, in one line; empty for nothing.
+        """
+        if not self.xla:
+            return ""
+        seconds = {}
+        for name in optimizers:
+            program = self._program(name, self.batch_size)
+            assert program.compiled_epoch is not None
+            self._seconds(program.compiled_epoch, program, split, 1)  # compiles
+            seconds[name] = self._seconds(program.compiled_epoch, program, split, 2)
+        fastest = min(seconds.values())
+        found = []
+        for name, compiled in seconds.items():
+            if compiled > SUSPICIOUS * fastest:
+                program = self._program(name, self.batch_size)
+                self._seconds(program.epoch, program, split, 1)  # traces
+                plain = self._seconds(program.epoch, program, split, 2)
+                if plain < compiled:
+                    self.plain.add(name)
+                    program.compiled_epoch = None
+                    found.append(f"{name} in the plain graph, {compiled / plain:.0f} times as fast")
+        return "; ".join(found)
+
     # -- building ---------------------------------------------------------------------------
 
     def _new_model(self, seed: int) -> Any:
@@ -467,7 +510,7 @@ class Engine:
                 epoch=loop.trace(optimizer, xla=False),
             )
         program = self._programs[name]
-        if self.xla and program.compiled_epoch is None:
+        if self.xla and spec.name not in self.plain and program.compiled_epoch is None:
             program.compiled_epoch = loop.trace(program.optimizer, xla=True)
         return program
 

@@ -44,6 +44,57 @@ class FitAnalysis:
     gap_at_end: float
 
 
+@dataclass(frozen=True)
+class Trend:
+    """How the overfitting point moves with the learning rate.
+
+    Attributes:
+        factor: the overfitting epoch at ten times the rate over the epoch at the rate.
+        low, high: its 95% interval.
+        runs: number of runs that overfit.
+    """
+
+    factor: float
+    low: float
+    high: float
+    runs: int
+
+    @property
+    def direction(self) -> str:
+        """Return "earlier", "later", or "unclear" where the interval holds 1."""
+        return "earlier" if self.high < 1 else "later" if self.low > 1 else "unclear"
+
+
+MINIMUM_RUNS = 5
+"""Fewer runs that overfit show no trend."""
+
+
+def overfitting_trend(learning_rates: ArrayLike, overfit_epochs: ArrayLike) -> Trend | None:
+    """Return how the overfitting point moves with the learning rate: a line through the logarithms of both.
+
+    The slope is the median of the slopes between all pairs of runs (Theil 1950, Sen 1968), so that
+    single runs do not bend it.
+
+    Args:
+        learning_rates: rate of each run that overfits, shape (runs,).
+        overfit_epochs: epoch from which each overfits, same shape.
+
+    Returns:
+        The trend, or None for fewer than five runs or rates that are all the same.
+
+    >>> overfitting_trend([0.1, 0.01, 0.001, 0.0001, 0.00001], [2, 4, 8, 16, 32]).factor
+    0.5
+    """
+    from scipy import stats
+
+    rate, epoch = np.log10(np.asarray(learning_rates, dtype=float)), np.log10(np.asarray(overfit_epochs, dtype=float))
+    if len(rate) < MINIMUM_RUNS or np.ptp(rate) == 0:
+        return None
+    slope, _, low, high = stats.theilslopes(epoch, rate, alpha=0.95)
+    factor, lowest, highest = (float(f"{10.0**value:.6g}") for value in (slope, low, high))
+    return Trend(factor, lowest, highest, len(rate))
+
+
 def smooth(values: ArrayLike, window: int) -> NDArray[np.float64]:
     """Return the centred moving average; at the ends the window is cut, so nothing shifts.
 
