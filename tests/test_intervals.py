@@ -8,32 +8,6 @@ import pytest
 from pipeline.search.intervals import judge, paired_interval
 
 
-def test_the_interval_covers_the_truth_of_overlapping_folds():
-    """Over 400 simulated confirmations with 5 × 5 folds that share data, 95% intervals hold at least 90%.
-
-    Fold differences of one repeat share a component as folds with common training samples do.
-    """
-    rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(400):
-        shared = 0.3 * rng.standard_normal()
-        differences = 0.2 + shared + rng.standard_normal(25)
-        interval = paired_interval(differences, 0.25)
-        held += interval.low <= 0.2 <= interval.high
-    assert held >= 360
-
-
-def test_equal_configurations_are_called_tied():
-    """Candidates that differ only by noise end in a tie in at least 90% of confirmations."""
-    rng = np.random.default_rng(1)
-    tied = 0
-    for _ in range(200):
-        common = rng.standard_normal(25)
-        costs = {k: (common + 0.3 * rng.standard_normal(25)).tolist() for k in (0, 1)}
-        tied += bool(judge(costs, 0, 0.25).tied_with)
-    assert tied >= 180
-
-
 def test_a_clear_winner_is_not_tied_and_its_improvement_is_positive():
     """A difference of many standard errors separates."""
     rng = np.random.default_rng(2)
@@ -61,3 +35,48 @@ def test_a_single_difference_has_no_bounds():
     interval = paired_interval([0.3], 0.25)
     assert interval.mean == pytest.approx(0.3)
     assert not interval.separates
+
+
+@pytest.mark.parametrize("finalists", [1, 3])
+@pytest.mark.parametrize(("folds", "repeats", "share"), [(5, 5, 0.2), (3, 2, 1 / 3), (1, 3, 0.2)])
+@pytest.mark.parametrize("noise", ["normal", "heavy tails", "unequal"])
+def test_the_interval_holds_and_equal_configurations_are_tied(finalists, folds, repeats, share, noise):
+    """Over many made studies, whose runs share a part of their noise as overlapping training sets do.
+
+    The improvement's interval holds the true difference in nine studies of ten or more; equal
+    configurations are all called tied nearly as often, under heavy tails too; a default as good as
+    the finalists is hardly ever said to be beaten.
+    """
+    rng = np.random.default_rng([finalists, folds, len(noise)])
+    runs, studies, ratio = folds * repeats, 500, share / (1 - share)
+    sizes = np.linspace(0.5, 2.0, finalists + 1) if noise == "unequal" else np.ones(finalists + 1)
+
+    def draw(*shape: int) -> np.ndarray:
+        values = rng.standard_t(5, shape) / np.sqrt(5 / 3) if noise == "heavy tails" else rng.standard_normal(shape)
+        return np.asarray(values)
+
+    held = tied = beaten = held_apart = 0
+    for _ in range(studies):
+        common = 3 * draw(1, runs)
+        own = np.sqrt(share) * draw(finalists + 1, 1) + np.sqrt(1 - share) * draw(finalists + 1, runs)
+        costs = common + sizes[:, None] * own
+        equal = judge(dict(enumerate(costs)), 0, ratio)
+        held += equal.improvement.low <= 0 <= equal.improvement.high
+        tied += len(equal.tied_with) == finalists
+        beaten += equal.improvement.low > 0
+        truth = np.arange(finalists + 1.0)[::-1]  # the default is worst, the last finalist best
+        apart = judge(dict(enumerate(costs + truth[:, None])), 0, ratio)
+        held_apart += apart.improvement.low <= truth[0] - truth[apart.winner] <= apart.improvement.high
+    assert min(held, held_apart) >= 0.9 * studies
+    assert tied >= 0.87 * studies
+    assert beaten <= 0.05 * studies
+
+
+def test_a_difference_of_three_times_the_noise_is_found():
+    """The caution for several comparisons leaves enough power to tell a clearly better configuration."""
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(200):
+        costs = {key: rng.standard_normal(25) + (3.0 if key == 0 else 0.0) for key in range(4)}
+        found += judge(costs, 0, 0.25).improvement.low > 0
+    assert found >= 190

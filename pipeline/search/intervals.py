@@ -2,7 +2,8 @@
 
 The best of many noisy trials is optimistic.  Here every candidate trains for a number of epochs
 that was fixed beforehand, on the same fresh splits and seeds as the others, so that differences
-are paired and nothing is selected on the numbers that are reported.
+are paired.  The winner is the best of several on these numbers, so its intervals hold for all
+comparisons at once.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Verdict:
     tied_with: tuple[int, ...]
 
 
-def paired_interval(differences: ArrayLike, validation_over_training: float) -> Interval:
+def paired_interval(differences: ArrayLike, validation_over_training: float, comparisons: int = 1) -> Interval:
     """Return the corrected resampled t interval of a mean difference (Nadeau and Bengio 2003).
 
     Runs on overlapping training sets are not independent; the correction widens the variance of
@@ -55,6 +56,7 @@ def paired_interval(differences: ArrayLike, validation_over_training: float) -> 
     Args:
         differences: one per fold of every repeat, shape (n,), n at least 2.
         validation_over_training: validation samples over training samples of one fold.
+        comparisons: intervals that must all hold at once in 95% of studies (Bonferroni; Dunn 1961).
 
     Returns:
         The mean and its 95% interval.
@@ -66,7 +68,7 @@ def paired_interval(differences: ArrayLike, validation_over_training: float) -> 
     if len(values) < 2:
         return Interval(mean, float("-inf"), float("inf"))
     error = np.sqrt(values.var(ddof=1) * (1.0 / len(values) + validation_over_training))
-    margin = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * error)
+    margin = float(stats.t.ppf(1.0 - (1.0 - CONFIDENCE) / (2 * comparisons), len(values) - 1) * error)
     return Interval(mean, mean - margin, mean + margin)
 
 
@@ -86,12 +88,9 @@ def judge(costs: Mapping[int, Sequence[float]], baseline: int, validation_over_t
     if not sound:
         raise ValueError("judge: every candidate diverged on a fresh seed")
     winner = min(sound, key=lambda key: (float(sound[key].mean()), key))
-    tied = tuple(
-        key
+    worse = {
+        key: paired_interval(sound[key] - sound[winner], validation_over_training, max(1, len(sound) - 1))
         for key in sound
-        if key != winner and not paired_interval(sound[key] - sound[winner], validation_over_training).separates
-    )
-    improvement = None
-    if baseline in sound:
-        improvement = paired_interval(sound[baseline] - sound[winner], validation_over_training)
-    return Verdict(winner, improvement, tied)
+    }
+    tied = tuple(key for key in sound if key != winner and not worse[key].separates)
+    return Verdict(winner, worse.get(baseline), tied)
