@@ -20,14 +20,15 @@ import numpy as np
 
 from pipeline.objective import load_objective
 from pipeline.search.range_test import OK, analyse_ramp, ramp, run_range_test
+from pipeline.training.decays import rate_table
 from pipeline.training.divergence import TRIAL_RULE
 from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.training.splits import Split, make_splits
 
 HERE = Path(__file__).resolve().parent
-FIT = ("digits", "table", "series", "images")
-HELD_OUT = ("text", "autoencoder", "dropout", "deep")
+FIT = ("digits", "table", "autoencoder", "dropout")
+HELD_OUT = ("text", "deep", "images", "series")
 GRID = 10.0 ** np.arange(-6.0, 2.01, 0.2)
 EPOCHS, BATCH_SIZE, REPEATS, RAMPS = 20, 32, 2, 3
 BUDGETS = (1, 5, 20)
@@ -43,7 +44,7 @@ def objective_of(task: str) -> Path:
 
 
 def measure(task: str, folder: Path) -> None:
-    """Record the runs of the grid and the ramps of a task."""
+    """Record the runs of the grid and the ramps of a task; what its file holds already is kept."""
     objective = load_objective(str(objective_of(task)), HERE, test_fraction=0.2, seed=0)
     engine = Engine(objective.build_model, objective.train, batch_size=BATCH_SIZE)
     splits = []
@@ -54,20 +55,28 @@ def measure(task: str, folder: Path) -> None:
         splits.append(Split(train, validation, repeat))
     engine.calibrate("adam", splits[0], epochs=len(GRID) * EPOCHS * REPEATS, programs=1)
     engine.leave_plain(OPTIMIZERS, splits[0])
-    found: dict[str, np.ndarray] = {}
+    path = folder / f"{task}.npz"
+    found: dict[str, np.ndarray] = dict(np.load(path)) if path.exists() else {}
+    steps = splits[0].steps_per_epoch(BATCH_SIZE)
+    found["steps"] = np.array(steps)
     for optimizer in OPTIMIZERS:
-        curves = np.full((REPEATS, len(GRID), EPOCHS), np.inf)
-        for repeat in range(REPEATS):
-            for position, rate in enumerate(GRID):
-                run = engine.start(optimizer, splits[repeat])
-                rates = np.full(splits[repeat].steps_per_epoch(BATCH_SIZE), rate)
-                for epoch in range(EPOCHS):
-                    result = run.epoch(rates, TRIAL_RULE)
-                    if result.reason is not None:
-                        break
-                    curves[repeat, position, epoch] = result.metrics["val_loss"]
-        found[f"{optimizer}/curves"] = curves
+        for decay, key in (("constant", "curves"), ("cosine", "cosine")):
+            if f"{optimizer}/{key}" in found:
+                continue
+            curves = np.full((REPEATS, len(GRID), EPOCHS), np.inf)
+            for repeat in range(REPEATS):
+                for position, rate in enumerate(GRID):
+                    run = engine.start(optimizer, splits[repeat])
+                    rates = rate_table(decay, rate, 0.01, EPOCHS * steps).reshape(EPOCHS, steps)
+                    for epoch in range(EPOCHS):
+                        result = run.epoch(rates[epoch], TRIAL_RULE)
+                        if result.reason is not None:
+                            break
+                        curves[repeat, position, epoch] = result.metrics["val_loss"]
+            found[f"{optimizer}/{key}"] = curves
         for repeat in range(RAMPS):
+            if f"{optimizer}/{repeat}/ours" in found:
+                continue
             ours = run_range_test(engine, optimizer, splits[repeat])
             found[f"{optimizer}/{repeat}/ours"] = np.stack([ours.rates, ours.losses])
             for name, (low, high, steps) in RAMP_OF.items():
@@ -75,7 +84,7 @@ def measure(task: str, folder: Path) -> None:
                 losses = engine.start(optimizer, splits[repeat]).steps(rates).losses
                 found[f"{optimizer}/{repeat}/{name}"] = np.stack([rates[: len(losses)], losses])
         print(task, optimizer, flush=True)
-    np.savez_compressed(folder / f"{task}.npz", **found)
+    np.savez_compressed(path, **found)
 
 
 # -- the rules ------------------------------------------------------------------------------
@@ -91,7 +100,8 @@ class Answer:
     steps: int
 
 
-Rule = Callable[[str, np.ndarray, np.ndarray], Answer | None]
+Rule = Callable[[str, np.ndarray, np.ndarray, int], Answer | None]
+"""From optimizer, rates, losses and the steps of the runs to come; only our rule uses the last."""
 
 
 def exponential_average(losses: np.ndarray, beta: float) -> np.ndarray:
@@ -123,7 +133,7 @@ def fastai(which: str) -> Rule:
     documentation used both.
     """
 
-    def rule(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
+    def rule(_: str, rates: np.ndarray, losses: np.ndarray, __: int) -> Answer | None:
         smoothed = exponential_average(losses, 0.98)
         steps = stopped(smoothed, 4.0)
         kept = slice(RAMP_OF["wide"][2] // 10, max(steps - 5, 0))
@@ -149,7 +159,7 @@ def fastai(which: str) -> Rule:
     return rule
 
 
-def lightning(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
+def lightning(_: str, rates: np.ndarray, losses: np.ndarray, __: int) -> Answer | None:
     """Return Lightning's suggestion: the steepest descent per step of the averaged loss, without its first ten."""
     smoothed = exponential_average(losses, 0.98)
     steps = stopped(smoothed, 4.0)
@@ -158,7 +168,7 @@ def lightning(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
     return around(rates[int(np.argmin(np.gradient(loss))) + 10], steps) if len(loss) >= 2 else None
 
 
-def lr_finder(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
+def lr_finder(_: str, rates: np.ndarray, losses: np.ndarray, __: int) -> Answer | None:
     """Return pytorch-lr-finder's suggestion: the same with its own smoothing, 5%, and its own cuts."""
     smoothed = losses.copy()
     for step in range(1, len(losses)):
@@ -168,7 +178,7 @@ def lr_finder(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
     return around(rates[int(np.argmin(np.gradient(loss))) + 10], steps) if len(loss) >= 2 else None
 
 
-def smith(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
+def smith(_: str, rates: np.ndarray, losses: np.ndarray, __: int) -> Answer | None:
     """Return Smith's rule: the highest rate before the loss rises, and a quarter of it."""
     steps = stopped(exponential_average(losses, 0.9), 4.0)
     window = np.ones(5) / 5
@@ -179,19 +189,33 @@ def smith(_: str, rates: np.ndarray, losses: np.ndarray) -> Answer | None:
     return Answer(top / 4, top, top / 2, steps)
 
 
-def ours(optimizer: str, rates: np.ndarray, losses: np.ndarray) -> Answer:
+def ours(optimizer: str, rates: np.ndarray, losses: np.ndarray, steps: int) -> Answer:
     """Return what lrtune's range test says."""
-    found = analyse_ramp(optimizer, rates, losses)
+    found = analyse_ramp(optimizer, rates, losses, total_steps=steps)
     return Answer(found.low, found.high, found.suggested, len(rates))
 
 
-def fallback(optimizer: str, rates: np.ndarray, losses: np.ndarray) -> Answer:
+def earlier(optimizer: str, rates: np.ndarray, losses: np.ndarray, _: int) -> Answer:
+    """Return lrtune's earlier rule: [a / 30, min(5 a, 1.5 d)] with a at the smoothed minimum, suggestion a / 3."""
+    found = analyse_ramp(optimizer, rates, losses)
+    if found.status != OK:
+        return Answer(found.low, found.high, found.suggested, len(rates))
+    lowest = int(np.argmin(found.smoothed[np.isfinite(losses)]))
+    initial = float(losses[: max(5, len(losses) // 10)].mean())
+    above = np.flatnonzero(found.smoothed[lowest:] > initial)
+    d = float(rates[lowest + above[0]]) if len(above) else np.inf
+    a = float(rates[lowest])
+    return Answer(a / 30, min(5 * a, 1.5 * d), a / (10 if optimizer == "lion" else 3), len(rates))
+
+
+def fallback(optimizer: str, rates: np.ndarray, losses: np.ndarray, _: int) -> Answer:
     """Return no range test at all: the authors' default rate, and two decades around it."""
     return around(OPTIMIZERS[optimizer].default_learning_rate, 0)
 
 
 RULES: dict[str, tuple[str, Rule]] = {
     "lrtune": ("ours", ours),
+    "lrtune, earlier rule": ("ours", earlier),
     "Smith": ("wide", smith),
     "fastai minimum": ("wide", fastai("minimum")),
     "fastai steep to minimum": ("wide", fastai("steep")),
@@ -213,6 +237,8 @@ class Case:
     optimizer: str
     epochs: int
     values: np.ndarray
+    cosine: np.ndarray | None
+    steps: int
     ramps: dict[str, list[np.ndarray]]
 
     @property
@@ -220,12 +246,18 @@ class Case:
         """Return the rate of the grid with the best result."""
         return float(GRID[int(np.argmin(self.values))])
 
-    def loss_over_best(self, rate: float) -> float:
-        """Return the result at a rate over the best, interpolated on the log grid; infinite where it diverged."""
+    def loss_over_best(self, rate: float, values: np.ndarray | None = None) -> float:
+        """Return the result at a rate over the best at a constant rate; infinite where it diverged.
+
+        Args:
+            rate: between the rates of the grid the result is interpolated.
+            values: results over the grid, instead of those at a constant rate.
+        """
+        values = self.values if values is None else values
         position = np.interp(np.log(rate), np.log(GRID), np.arange(len(GRID)))
         low, high = int(np.floor(position)), int(np.ceil(position))
         share = position - low
-        value = self.values[low] if share == 0 else (1 - share) * self.values[low] + share * self.values[high]
+        value = values[low] if share == 0 else (1 - share) * values[low] + share * values[high]
         return float(value / self.values.min())
 
     @property
@@ -243,15 +275,22 @@ def cases(folder: Path, tasks: tuple[str, ...]) -> Iterator[Case]:
         found = np.load(path)
         for optimizer in OPTIMIZERS:
             curves = found[f"{optimizer}/curves"]
+            curves = np.where(np.isfinite(curves), curves, np.inf)
             ramps = {
                 name: [found[f"{optimizer}/{repeat}/{name}"] for repeat in range(RAMPS)] for name in ("ours", *RAMP_OF)
             }
             for epochs in BUDGETS:
-                # The best epoch of the mean over the splits, as a trial is judged.
-                values = curves[:, :, :epochs].mean(axis=0).min(axis=-1)
-                case = Case(task, optimizer, epochs, values, ramps)
+                values = value_of(curves[:, :, :epochs])
+                decayed = found.get(f"{optimizer}/cosine") if epochs == EPOCHS else None
+                cosine = None if decayed is None else value_of(np.where(np.isfinite(decayed), decayed, np.inf))
+                case = Case(task, optimizer, epochs, values, cosine, epochs * int(found["steps"]), ramps)
                 if case.learns:
                     yield case
+
+
+def value_of(curves: np.ndarray) -> np.ndarray:
+    """Return the best epoch of the mean over the splits, as a trial is judged."""
+    return np.asarray(curves.mean(axis=0).min(axis=-1))
 
 
 def held(case: Case, answer: Answer) -> bool:
@@ -278,7 +317,7 @@ def report(folder: Path) -> None:
             rows = []
             for case in chosen:
                 for rates, losses in case.ramps[kind]:
-                    answer = rule(case.optimizer, rates, losses)
+                    answer = rule(case.optimizer, rates, losses, case.steps)
                     rows.append(
                         (
                             held(case, answer),
@@ -299,7 +338,9 @@ def report(folder: Path) -> None:
         by_budget = []
         for epochs in BUDGETS:
             some = [case for case in chosen if case.epochs == epochs]
-            answers = [(case, ours(case.optimizer, *curve)) for case in some for curve in case.ramps["ours"]]
+            answers = [
+                (case, ours(case.optimizer, *curve, case.steps)) for case in some for curve in case.ramps["ours"]
+            ]
             by_budget.append(f"{epochs} epochs {np.mean([held(*pair) for pair in answers]):.0%}")
         print(f"  lrtune holds the best rate by budget: {', '.join(by_budget)}")
         good = [analyse_ramp(c.optimizer, *curve).status == OK for c in chosen for curve in c.ramps["ours"]]

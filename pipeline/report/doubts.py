@@ -55,7 +55,7 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
             found.append(f"{note[0].upper()}{note[1:]}. Look at where the good trials lie.")
     not_ok = [name for name, test in record.tests.items() if test["status"] != "ok"]
     if not_ok:
-        found.append(f"The range test gave no bounds for {', '.join(not_ok)}; the search there spans the default rate.")
+        found.append(f"The range test of {', '.join(not_ok)} found no valley; its bounds there are a guess.")
     failed = record.count("failed")
     if failed:
         found.append(f"{failed} trials failed; the table says why.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.report.overfitting import Overfitting
 from pipeline.report.records import StudyRecord, TrialRecord
+from pipeline.search.range_test import describe_bounds
 from pipeline.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -44,9 +45,12 @@ class RangeTestInfo:
     @property
     def title(self) -> str:
         """State the finding."""
-        if self.status == "ok":
-            return f"{self.optimizer}: search {self.low:.2g} to {self.high:.2g}"
-        return f"{self.optimizer}: no bounds from the test ({self.status.replace('_', ' ')})"
+        return f"{self.optimizer}: search {self.low:.2g} to {self.high:.2g}"
+
+    @property
+    def note(self) -> str:
+        """Say what the bounds rest on."""
+        return describe_bounds(self.optimizer, self.status, self.suggested)
 
 
 def range_test_info(record: StudyRecord) -> list[RangeTestInfo]:

@@ -20,7 +20,6 @@ from pipeline.report.figures import (
 from pipeline.report.overfitting import disagreement, overfitting_of
 from pipeline.report.records import Recommendation, StudyRecord, TrialRecord, describe_divergence, recommend
 from pipeline.report.sweep import draw_sweep, draw_sweep_run, sweep_ranges, sweeps_of
-from pipeline.search.range_test import MEANINGS
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -46,7 +45,6 @@ def render(record: StudyRecord) -> str:
         code=keras_code(record, answer) if answer is not None else "",
         warnings=doubts_of(record, answer),
         range_tests=[(info, _html(draw_range_test(info), info.title)) for info in range_test_info(record)],
-        meanings=MEANINGS,
         sweeps=_sweeps(record),
         overfitting=_overfitting(record),
         disagreement=disagreement(record, answer.trial) if answer is not None else None,

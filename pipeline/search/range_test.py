@@ -44,17 +44,35 @@ CLIP = 3.0
 """Losses are clipped at this multiple of the initial loss before smoothing, so that one explosion
 does not bend the curve around it."""
 
-BELOW_MINIMUM = 30.0
-"""The lower bound is the rate at the smoothed minimum over this; Smith's 4 held the best rate in 30% of cases."""
+LEFT_OF_DROP = 0.25
+"""Right of the minimum, the ramp ends where only this share of the loss's drop is left."""
 
-ABOVE_MINIMUM = 5.0
-"""The upper bound is the rate at the smoothed minimum times this ..."""
+HALF_WIDTH = 1.05
+"""The bounds reach so many decades to either side of their middle."""
 
 ABOVE_RISE = 1.5
-"""... or this times the rate at which the smoothed loss is above its start again, whichever is lower."""
+"""But not beyond this times the rate at which the smoothed loss is above its start again."""
+
+PER_DECADE_OF_STEPS = -0.25
+"""Decades by which the best rate of optimizers that settle moves for every tenfold number of steps ..."""
+
+LONGEST = 1.5
+"""... up to so many decades more than the ramp's reference ..."""
+
+SHORTEST = -0.5
+"""... and down to so many fewer."""
+
+REFERENCE_RAMP = 60
+"""Steps at which nothing moves: those of the ramps on which the constants were fitted."""
+
+BELOW_RISE = 0.55
+"""Without a fall but with a rise, the middle of the bounds lies so many decades below the rise."""
 
 FALLBACK = (1 / 30.0, 10.0)
-"""Bounds around the optimizer's default rate, as multiples of it, where the curve gives none."""
+"""Bounds around the optimizer's default rate, as multiples of it, where the curve gives none ..."""
+
+FALLBACK_ABOVE = (1 / 5.0, 30.0)
+"""... and where the loss was still falling at the highest rate."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +102,37 @@ class RangeTest:
     @property
     def note(self) -> str:
         """Say what the status means for the bounds."""
-        meaning = MEANINGS[self.status]
-        if self.status == OK:
-            return meaning
-        return f"{meaning}; bounds around the default rate instead"
+        return describe_bounds(self.optimizer, self.status, self.suggested)
 
 
-def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTest:
+def describe_bounds(optimizer: str, status: str, suggested: float) -> str:
+    """Say for people what the bounds of an optimizer rest on."""
+    spec, meaning = OPTIMIZERS[optimizer], MEANINGS[status]
+    if spec.from_ramp is None:
+        return "a ramp says little of whole runs here; bounds around the usual rate"
+    if status == OK:
+        return meaning
+    if suggested == spec.default_learning_rate:
+        return f"{meaning}; bounds around the usual rate instead"
+    return f"{meaning}; bounds below the rate at which it rose instead"
+
+
+def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike, *, total_steps: int | None = None) -> RangeTest:
     """Turn a ramp's losses into bounds, a suggestion and a status.
 
-    With a = rate at the smoothed minimum and d = first rate after it where the smoothed loss is
-    above the initial loss: low = a / 30, high = min(5 a, 1.5 d), suggested = a / 3.  Where the
-    curve does not support that, the bounds are [default / 30, 10 default].
+    The ramp shows two rates: a, at the smoothed minimum, and r, right of it, where only a quarter of
+    the drop is left.  The best rates of whole runs lie around sqrt(a r), moved by the optimizer's
+    `from_ramp` and down for longer runs where the optimizer settles: the suggestion.  The bounds
+    reach 1.05 decades to either side, but not beyond 1.5 d, where d is the first rate at which the
+    smoothed loss is above its start again.  A curve that only rises has its bounds around a rate below
+    the rise.  Where the curve supports neither, they are [default / 30, 10 default], or
+    [default / 5, 30 default] where it was still falling at the end.
 
     Args:
         optimizer: a name in `OPTIMIZERS`.
         rates: learning rate of each step, rising, shape (steps,).
         losses: batch loss of each step; may end in infinity or NaN.
+        total_steps: steps of the runs that the bounds are for; None takes ten times the ramp's.
 
     Returns:
         The result; a curve of any length or shape has one.
@@ -113,15 +145,23 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTe
     finite = np.isfinite(loss)
     usable = int(np.argmin(finite)) if not finite.all() else steps
 
-    def result(status: str, smoothed: NDArray[np.float64], a: float = 0.0, d: float = np.inf) -> RangeTest:
-        if status == OK:
-            low, suggested, high = (
-                a / BELOW_MINIMUM,
-                a / spec.suggestion_divisor,
-                min(ABOVE_MINIMUM * a, ABOVE_RISE * d),
-            )
+    def result(status: str, smoothed: NDArray[np.float64], middle: float = 0.0, d: float = np.inf) -> RangeTest:
+        reach = 10.0**HALF_WIDTH
+        if spec.from_ramp is None:
+            low, suggested, high = default / reach, default, default * reach
+        elif status == OK:
+            moved = spec.from_ramp
+            if spec.settles:
+                longer = np.log10((total_steps or 10 * REFERENCE_RAMP) / REFERENCE_RAMP)
+                moved += PER_DECADE_OF_STEPS * float(np.clip(longer, SHORTEST, LONGEST))
+            suggested = middle * 10.0**moved
+            low, high = suggested / reach, min(suggested * reach, ABOVE_RISE * d)
+            suggested = min(suggested, high)
+        elif middle:
+            low, suggested, high = middle / reach, middle, middle * reach
         else:
-            low, suggested, high = default * FALLBACK[0], default, default * FALLBACK[1]
+            below, above = FALLBACK_ABOVE if status == NEVER_ROSE else FALLBACK
+            low, suggested, high = default * below, default, default * above
         return RangeTest(optimizer, rate, loss, smoothed, float(low), float(suggested), float(high), status)
 
     if usable == 0:
@@ -142,14 +182,21 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike) -> RangeTe
     rose = usable < steps or bool((smoothed[lowest:] > initial).any()) or loss[-1] > initial
     if not fell:
         ended_high = usable < steps or smoothed[-1] > initial + 0.5 * abs(initial)
-        return result(
-            DIVERGED_AT_START if ended_high and usable < max(MINIMUM_STEPS, steps // 3) else NO_SIGNAL, smoothed
-        )
+        if ended_high and usable < max(MINIMUM_STEPS, steps // 3):
+            return result(DIVERGED_AT_START, smoothed)
+        low_again = np.flatnonzero(smoothed <= initial + max(3.0 * noise, 1e-9 * abs(initial)))
+        rise = int(low_again[-1]) + 1 if len(low_again) else 0
+        # At its ends the average rests on half a window: a rise must last longer, or end in a stop.
+        clear = 0 < rise < (steps - window // 2 if usable == steps else steps)
+        middle = float(rate[rise]) / 10.0**BELOW_RISE if clear else 0.0
+        return result(NO_SIGNAL, smoothed, middle)
     if not rose and lowest >= steps - max(3, steps // 20):
         return result(NEVER_ROSE, smoothed)
     above = np.flatnonzero(smoothed[lowest:] > initial)
     d = float(rate[lowest + above[0]]) if len(above) else (float(rate[usable]) if usable < steps else np.inf)
-    return result(OK, smoothed, float(rate[lowest]), d)
+    returned = np.flatnonzero(smoothed[lowest:] > initial - LEFT_OF_DROP * drop)
+    r = float(rate[lowest + returned[0]]) if len(returned) else float(rate[-1])
+    return result(OK, smoothed, float(np.sqrt(rate[lowest] * r)), d)
 
 
 def ramp(low: float, high: float, steps: int) -> NDArray[np.float64]:
@@ -166,7 +213,14 @@ def ramp(low: float, high: float, steps: int) -> NDArray[np.float64]:
 
 
 def run_range_test(
-    engine: Engine, optimizer: str, split: AnySplit, *, low: float = 1e-6, high: float = 10.0, steps: int = 60
+    engine: Engine,
+    optimizer: str,
+    split: AnySplit,
+    *,
+    low: float = 1e-6,
+    high: float = 10.0,
+    steps: int = 60,
+    total_steps: int | None = None,
 ) -> RangeTest:
     """Run the ramp, and once more with a longer or finer one if the first gave no bounds.
 
@@ -179,6 +233,7 @@ def run_range_test(
         split: the samples to train on.
         low, high: first and last learning rate.
         steps: mini-batches of the ramp.
+        total_steps: steps of the runs that the bounds are for; None takes ten times the usual ramp's.
 
     Returns:
         The result of the ramp that was judged last.
@@ -187,10 +242,10 @@ def run_range_test(
     def once(first: float, last: float, count: int) -> RangeTest:
         rates = ramp(first, last, count)
         outcome = engine.start(optimizer, split).steps(rates, RANGE_TEST_RULE)
-        return analyse_ramp(optimizer, rates[: len(outcome.losses)], outcome.losses)
+        return analyse_ramp(optimizer, rates[: len(outcome.losses)], outcome.losses, total_steps=total_steps)
 
     found = once(low, high, steps)
-    if found.status == OK:
+    if found.status == OK or OPTIMIZERS[optimizer].from_ramp is None:
         return found
     if found.status == NEVER_ROSE:
         again = once(low, high * 1000.0, round(steps * 1.5))

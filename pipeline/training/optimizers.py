@@ -21,17 +21,21 @@ class OptimizerSpec:
     Attributes:
         name: the name in study files.
         keras_class: class name in `keras.optimizers`.
-        default_learning_rate: the rate Keras uses when none is given, or the authors' where Keras's is far
-            from it (adagrad, adadelta, lion).
+        default_learning_rate: the rate Keras uses when none is given, or where that hardly learns the
+            authors' (adagrad, adadelta, lion) or one that did in the benchmark (adafactor, ftrl).
         settings: further constructor arguments.
-        suggestion_divisor: the range test suggests the rate at the smoothed minimum over this.
+        from_ramp: decades from what a range test's ramp shows to the middle of the rates that were best in
+            whole runs, fitted on several tasks (`benchmarks/range_test_coverage.py`); None where the ramp
+            shows nothing of whole runs.
+        settles: whether the best rate of longer runs is lower.
     """
 
     name: str
     keras_class: str
     default_learning_rate: float
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    suggestion_divisor: float = 3.0
+    from_ramp: float | None = -0.75
+    settles: bool = True
 
     def code(self, learning_rate: str) -> str:
         """Return the Keras constructor call as Python source.
@@ -46,30 +50,40 @@ class OptimizerSpec:
         return f"keras.optimizers.{self.keras_class}(learning_rate={learning_rate}{settings})"
 
 
+def _settings(**settings: Any) -> Mapping[str, Any]:
+    return MappingProxyType(settings)
+
+
 OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
     {
         spec.name: spec
         for spec in (
-            OptimizerSpec("sgd", "SGD", 0.01),
-            OptimizerSpec("momentum", "SGD", 0.01, MappingProxyType({"momentum": 0.9})),
-            OptimizerSpec("nesterov", "SGD", 0.01, MappingProxyType({"momentum": 0.9, "nesterov": True})),
-            OptimizerSpec("rmsprop", "RMSprop", 0.001),
-            OptimizerSpec("adam", "Adam", 0.001),
-            OptimizerSpec("adamw", "AdamW", 0.001, MappingProxyType({"weight_decay": 0.004})),
-            OptimizerSpec("nadam", "Nadam", 0.001),  # Dozat 2016
-            OptimizerSpec("adamax", "Adamax", 0.001),  # Kingma and Ba 2015
-            OptimizerSpec("adagrad", "Adagrad", 0.01),  # Duchi et al. 2011
-            OptimizerSpec("adadelta", "Adadelta", 1.0),  # Zeiler 2012: the method needs no rate
+            OptimizerSpec("sgd", "SGD", 0.01, from_ramp=-0.55, settles=False),
+            OptimizerSpec("momentum", "SGD", 0.01, _settings(momentum=0.9), from_ramp=-0.85, settles=False),
+            OptimizerSpec(
+                "nesterov", "SGD", 0.01, _settings(momentum=0.9, nesterov=True), from_ramp=-0.65, settles=False
+            ),
+            OptimizerSpec("rmsprop", "RMSprop", 0.001, from_ramp=-0.65),
+            OptimizerSpec("adam", "Adam", 0.001, from_ramp=-0.65),
+            OptimizerSpec("adamw", "AdamW", 0.001, _settings(weight_decay=0.004), from_ramp=-0.65),
+            OptimizerSpec("nadam", "Nadam", 0.001, from_ramp=-0.65),  # Dozat 2016
+            OptimizerSpec("adamax", "Adamax", 0.001, from_ramp=-0.85),  # Kingma and Ba 2015
+            OptimizerSpec("adagrad", "Adagrad", 0.01, from_ramp=-0.6, settles=False),  # Duchi et al. 2011
+            # Zeiler 2012: the method needs no rate
+            OptimizerSpec("adadelta", "Adadelta", 1.0, from_ramp=-0.3, settles=False),
             # Chen et al. 2023: a rate 3 to 10 times smaller than AdamW's, a decay as much larger.
-            OptimizerSpec("lion", "Lion", 0.0001, MappingProxyType({"weight_decay": 0.04}), suggestion_divisor=10.0),
+            OptimizerSpec("lion", "Lion", 0.0001, _settings(weight_decay=0.04), from_ramp=-0.85),
             # Shazeer and Stern 2018; without its own relative steps, so that the rate is the one that is given.
-            OptimizerSpec("adafactor", "Adafactor", 0.001, MappingProxyType({"relative_step": False})),
-            OptimizerSpec("lamb", "Lamb", 0.001, MappingProxyType({"weight_decay": 0.01})),  # You et al. 2020
-            OptimizerSpec("ftrl", "Ftrl", 0.001),  # McMahan et al. 2013
-            OptimizerSpec("muon", "Muon", 0.001),  # Jordan et al. 2024; Keras trains all but matrices with AdamW
+            # It clips its updates, so that a ramp never blows up.
+            OptimizerSpec("adafactor", "Adafactor", 0.05, _settings(relative_step=False), from_ramp=None),
+            OptimizerSpec("lamb", "Lamb", 0.001, _settings(weight_decay=0.01), from_ramp=-1.0),  # You et al. 2020
+            # McMahan et al. 2013; its first step forgets the initial weights at any rate, which hides the ramp.
+            OptimizerSpec("ftrl", "Ftrl", 0.5, from_ramp=None),
+            # Jordan et al. 2024; Keras trains all but matrices with AdamW
+            OptimizerSpec("muon", "Muon", 0.001, from_ramp=-1.1),
             # Defazio et al. 2024
             OptimizerSpec(
-                "schedule-free-adamw", "ScheduleFreeAdamW", 0.0025, MappingProxyType({"weight_decay": 0.004})
+                "schedule-free-adamw", "ScheduleFreeAdamW", 0.0025, _settings(weight_decay=0.004), from_ramp=-1.25
             ),
         )
     }
