@@ -280,6 +280,13 @@ class SamplerSection(Section):
     name: Annotated[str, one_of("a sampler", SAMPLERS)] = "tpe"
 
 
+class StopSection(Section):
+    """`[stop]`: when more trials are not worth it, before their number is reached."""
+
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    gain: Annotated[float, Field(ge=0, lt=1)] = 0.01
+
+
 class ConfirmSection(Section):
     """`[confirm]`: the finalists and the Keras default once more on fresh seeds."""
 
@@ -333,6 +340,7 @@ class StudyConfig(Section):
     validation: ValidationSection = ValidationSection()
     pruning: PruningSection = PruningSection()
     sampler: SamplerSection = SamplerSection()
+    stop: StopSection = StopSection()
     confirm: ConfirmSection = ConfirmSection()
     engine: EngineSection = EngineSection()
     storage: StorageSection = StorageSection()
@@ -366,7 +374,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return the keys that change what a trial's value means, flat, for comparison on resume."""
         config = self.config.model_dump(mode="json")
-        for key in ("trials", "timeout", "confirm", "storage", "engine", "workers"):
+        for key in ("trials", "timeout", "stop", "confirm", "storage", "engine", "workers"):
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")

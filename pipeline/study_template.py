@@ -43,6 +43,9 @@ objective = "{objective}"
 [workers]
 # count = "auto"                # processes side by side, by measurement; or a number
 
+[stop]
+# patience = 20                 # given: end after so many trials that are not 1% better than the best
+
 [confirm]
 # finalists = 3                 # 0: no confirmation
 # repeats   = 5

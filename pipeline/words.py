@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+FURTHER = ("warmup_fraction", "momentum", "weight_decay", "clipnorm", "batch_size")
+"""Dimensions that only some studies search, by their names in study file and storage."""
+
 
 def duration(seconds: float) -> str:
     """Return a time span for people.

@@ -104,6 +104,7 @@ class StudyRecord:
     confirm: Mapping[str, Any] | None
     shown_url: str
     widened: tuple[float, float] | None = None
+    stopped: str | None = None
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -208,6 +209,7 @@ def load_record(study: Study) -> StudyRecord:
         confirm=attributes.get("confirm"),
         widened=positions_after(trials, 1.0 if monitor.mode == "min" else -1.0) if attributes.get("widens") else None,
         shown_url=without_password(url),
+        stopped=attributes.get("stopped"),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
 from pipeline.storage import check_exists, storage_errors, without_password
-from pipeline.words import describe_configuration, duration
+from pipeline.words import FURTHER, describe_configuration, duration
 
 if TYPE_CHECKING:
     from pipeline.study_file import Study
@@ -95,7 +95,7 @@ class _Tables:
             attributes["learning_rate"],
             params["decay"],
             params.get("final_fraction", 1.0),
-            **{name: params.get(name) for name in ("warmup_fraction", "momentum", "weight_decay", "clipnorm")},
+            **{name: params.get(name) for name in FURTHER},
         )
 
     def mean_seconds(self) -> float | None:

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.search.samplers import make_sampler
 from pipeline.search.space import Configuration, Space, widened
+from pipeline.search.stopping import StopRule
 from pipeline.storage import LiveMark, exclusively
 
 MAXIMUM_RETRIES = 3
@@ -96,6 +97,7 @@ class TrialQueue:
         sampler: name of the sampler.
         seed: seed of the study.
         remote: whether other machines may work on the study too; each takes back only its own trials.
+        rule: when more trials are not worth it, or None.
     """
 
     def __init__(
@@ -108,8 +110,9 @@ class TrialQueue:
         sampler: str,
         seed: int,
         remote: bool,
+        rule: StopRule | None = None,
     ) -> None:
-        self.remote = remote
+        self.remote, self.rule = remote, rule
         self.study, self.space, self.lock_path = study, space, lock_path
         self.distance, self.sampler, self.seed = distance, sampler, seed
         self._host = socket.gethostname()
@@ -124,6 +127,7 @@ class TrialQueue:
         with exclusively(self.lock_path("queue")), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the baseline's position may lie outside its range
             trials = study.get_trials(deepcopy=False)
+            total = self.limit(trials, total)
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= total:
                 return None
@@ -150,6 +154,21 @@ class TrialQueue:
             finally:
                 study.horizon = None
         return Taken(trial, configuration, horizon, mark, space)
+
+    def limit(self, trials: Sequence[FrozenTrial], total: int) -> int:
+        """Return how many trials to run, at most `total`: fewer where the rule says that more are not worth it."""
+        if self.rule is None:
+            return total
+        sign = 1.0 if self.study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
+        return self.rule.trials(
+            (
+                (sign * trial.value if trial.state == TrialState.COMPLETE and trial.value is not None else math.inf)
+                if trial.state.is_finished()
+                else None
+                for trial in trials
+            ),
+            total,
+        )
 
     def space_after(self, trials: Sequence[FrozenTrial], horizon: int) -> Space:
         """Return the space as the trials up to a number have widened it."""

@@ -10,9 +10,7 @@ from optuna.trial import FrozenTrial
 from pipeline.search.pruning import PastTrial
 from pipeline.search.space import BASELINE, Configuration, tidy
 from pipeline.search.trial import Monitor
-
-FURTHER = ("warmup_fraction", "momentum", "weight_decay", "clipnorm", "batch_size")
-"""Parameters that only some studies search."""
+from pipeline.words import FURTHER
 
 
 def configuration_of(trial: FrozenTrial) -> Configuration:

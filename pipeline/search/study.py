@@ -31,6 +31,7 @@ from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner, pruning_
 from pipeline.search.queue import DISTANCE, WIDENING, SeenStudy, Taken, TrialQueue
 from pipeline.search.range_test import RangeTest
 from pipeline.search.space import Space, widening_note
+from pipeline.search.stopping import StopRule
 from pipeline.search.stored import configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
@@ -153,7 +154,16 @@ class StudyRunner:
             sampler=self.config.sampler.name,
             seed=self.config.seed,
             remote=sqlite_path(self.url) is None,
+            rule=self._stop_rule(study),
         )
+
+    def _stop_rule(self, study: SeenStudy) -> StopRule | None:
+        """Return the rule of the study file; a sweep runs all of its rates."""
+        settings = self.config.stop
+        if settings.patience is None or not math.isinf(self._space(study).size):
+            return None
+        queued = 1 + len(study.user_attrs["range_test"])
+        return StopRule(settings.patience, settings.gain, queued, int(study.user_attrs.get("distance", 1)))
 
     def _resume(self, queue: TrialQueue) -> None:
         orphans = queue.take_back_orphans()
@@ -285,16 +295,19 @@ class StudyRunner:
     def search(self, queue: TrialQueue) -> None:
         """Run trials until none is left, by whichever process, or the time is used up."""
         study, config = queue.study, self.config
-        total = self._total(queue.space)
+        wanted = self._total(queue.space)
         past: dict[int, PastTrial] = {}
         spent_before = seconds_worked(study.get_trials(deepcopy=False))
         checked = 0.0
-        with self.reporter.bar("trials", total, self._finished(study)) as bar:
+        with self.reporter.bar("trials", wanted, self._finished(study)) as bar:
             while True:
                 trials = study.get_trials(deepcopy=False)
+                total = queue.limit(trials, wanted)
                 finished = sum(trial.state.is_finished() for trial in trials)
                 bar.update(finished, self._note(study, trials))
                 if finished == len(trials) >= total:
+                    if total < wanted:
+                        self.reporter.stage("stop", self._say_stop(study, finished))
                     break
                 if config.timeout is not None:
                     spent = spent_before + time.monotonic() - self.started
@@ -314,6 +327,15 @@ class StudyRunner:
                         queue.take_back_orphans()
                     continue
                 self._run_one(queue, taken, past)
+
+    def _say_stop(self, study: optuna.Study, finished: int) -> str:
+        settings = self.config.stop
+        said = (
+            f"after {finished} of {self.config.trials} trials: {settings.patience} in a row were not better than the "
+            f"best by more than {100 * settings.gain:g}%"
+        )
+        study.set_user_attr("stopped", said)
+        return said
 
     def _orphaned(self) -> bool:
         return self.parent is not None and os.getppid() != self.parent
