@@ -87,7 +87,7 @@ def tune(
     check_writable(settings.output)
     signal.signal(signal.SIGTERM, _on_terminate)
     _say_resume(shlex.join(["lrtune", *(word for word in sys.argv[1:] if word != "--fresh")]))
-    reporter.stage("study", f"{settings.name}: {settings.config.objective}, {settings.config.trials} trials")
+    reporter.stage("study", f"{settings.name}: {settings.config.objective.path}, {settings.config.trials} trials")
     from pipeline.search.prepare import prepare
     from pipeline.search.study import StudyRunner
 
@@ -237,16 +237,10 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
         raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
     reporter, config = Reporter(quiet), settings.config
     reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all training data")
-    from pipeline.objective import load_objective
     from pipeline.search.fit import fit_recommended
+    from pipeline.search.prepare import objective_of
 
-    objective = load_objective(
-        config.objective,
-        study.resolve().parent,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-        steps_per_epoch=config.steps_per_epoch,
-    )
+    objective = objective_of(settings, limit=None)  # all training data, however few the study looked at
     with reporter.bar("epochs", answer.epochs) as bar:
         fitted = fit_recommended(
             objective,

@@ -7,6 +7,7 @@ where.  Nothing here trains.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -17,7 +18,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ObjectiveError, did_you_mean
-from pipeline.training.data import Data, leaves, make_data
+from pipeline.training.data import Data, joined, leaves, make_data
 from pipeline.training.splits import class_labels
 from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -44,6 +45,8 @@ class Objective:
         train: samples that the search splits, or the stream of them.
         test: samples that only `lrtune fit` sees, or None; a stream carries its own.
         labels: class index per training sample where the targets are class labels, else None.
+        groups: group index per training sample, or None without `groups()`.
+        given: training samples before the user's own validation samples, which come last; None without such.
         model_digest: short hash of the model's architecture, loss and metrics.
     """
 
@@ -53,6 +56,8 @@ class Objective:
     train: Data | Stream
     test: Data | None
     labels: NDArray[np.int64] | None
+    groups: NDArray[np.int64] | None
+    given: int | None
     model_digest: str
 
 
@@ -82,18 +87,24 @@ def load_objective(
     name: str,
     study_folder: Path,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     test_fraction: float = 0.2,
+    ordered: bool = False,
     seed: int = 0,
     steps_per_epoch: int | None = None,
+    limit: int | float | None = None,
 ) -> Objective:
     """Import an objective, load its data, build its model once, and check them against each other.
 
     Args:
         name: path or module, as in the study file.
         study_folder: the study file's folder.
+        kwargs: values for parameters of its functions; each function gets those that it names.
         test_fraction: share held out as the test set when `load_data` returns only (x, y).
-        seed: seed of that hold-out.
+        ordered: samples are in the order of time, so that the last of them are held out.
+        seed: seed of that hold-out, and of the choice of fewer samples.
         steps_per_epoch: steps of an epoch, for datasets only.
+        limit: training samples to use, as a number, or below 1 as a share of them; None uses all.
 
     Returns:
         The objective.
@@ -103,38 +114,44 @@ def load_objective(
     """
     path = find_objective(name, study_folder)
     with repeatable_shuffles() as shuffles:
-        return _load(name, path, shuffles, test_fraction, seed, steps_per_epoch)
+        return _load(name, path, shuffles, dict(kwargs or {}), test_fraction, ordered, seed, steps_per_epoch, limit)
 
 
 def _load(
-    name: str, path: Path | None, shuffles: list[Any], test_fraction: float, seed: int, steps_per_epoch: int | None
+    name: str,
+    path: Path | None,
+    shuffles: list[Any],
+    kwargs: dict[str, Any],
+    test_fraction: float,
+    ordered: bool,
+    seed: int,
+    steps_per_epoch: int | None,
+    limit: int | float | None,
 ) -> Objective:
     _, keras = import_tensorflow()
     module = _import(name, path)
-    functions = {}
-    for wanted, returns in (
-        ("build_model", "a compiled Keras model"),
-        ("load_data", "(x_train, y_train), (x_test, y_test)"),
-    ):
-        function = getattr(module, wanted, None)
-        if not callable(function):
-            defined = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-            near = did_you_mean(wanted, defined) if defined else ""
-            raise ObjectiveError(f"{name}: must define {wanted}() that returns {returns}{near or '.'}")
-        functions[wanted] = function
+    functions = _functions(name, module, kwargs)
     keras.utils.set_random_seed(seed)
     raw = _call(name, path, "load_data", functions["load_data"])
     train: Data | Stream
     test: Data | None = None
+    groups, given = _groups(name, path, functions.get("groups")), None
     if is_dataset(raw) or (isinstance(raw, tuple | list) and any(is_dataset(part) for part in raw)):
         train = make_stream(f"{name}: load_data()", raw, shuffles, steps_per_epoch=steps_per_epoch)
+        if limit is not None:
+            raise ObjectiveError(
+                f"{name}: limit and fraction are for samples in memory; load_data() returned tf.data datasets. "
+                "Call .take(...) on them, or set steps_per_epoch."
+            )
     elif steps_per_epoch is not None:
         raise ObjectiveError(
             f"{name}: steps_per_epoch is for tf.data datasets; load_data() returned arrays, whose epoch is one pass. "
             "Remove the key."
         )
     else:
-        train, test = _split_data(name, raw, keras, test_fraction, seed)
+        train, test, groups, given = _split_data(name, raw, keras, test_fraction, seed, ordered, groups)
+        if limit is not None:
+            train, groups, given = _limited(name, train, groups, given, limit, seed, ordered)
 
     def build_model() -> Any:
         model = _call(name, path, "build_model", functions["build_model"])
@@ -146,7 +163,74 @@ def _load(
     if known is not None:
         _check_targets(name, model, known)
     labels = class_labels(train.y) if isinstance(train, Data) and _classifies(model) else None
-    return Objective(name, path, build_model, train, test, labels, _model_digest(model, module))
+    return Objective(name, path, build_model, train, test, labels, groups, given, _model_digest(model, module))
+
+
+def _functions(name: str, module: ModuleType, kwargs: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Return an objective's functions with the arguments filled in that a study file gives."""
+    functions: dict[str, Callable[[], Any]] = {}
+    for wanted, returns in (
+        ("build_model", "a compiled Keras model"),
+        ("load_data", "(x_train, y_train), (x_test, y_test)"),
+    ):
+        function = getattr(module, wanted, None)
+        if not callable(function):
+            defined = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+            near = did_you_mean(wanted, defined) if defined else ""
+            raise ObjectiveError(f"{name}: must define {wanted}() that returns {returns}{near or '.'}")
+        functions[wanted] = function
+    if callable(getattr(module, "groups", None)):
+        functions["groups"] = module.groups
+    unknown = set(kwargs)
+    known: set[str] = set()
+    for wanted, function in functions.items() if kwargs else ():
+        parameters = inspect.signature(function).parameters
+        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        own = {key: value for key, value in kwargs.items() if any_name or key in parameters}
+        known |= parameters.keys()
+        unknown -= own.keys()
+        functions[wanted] = functools.partial(function, **own)
+    if unknown:
+        first = sorted(unknown)[0]
+        hint = did_you_mean(first, known) if known else ". Remove it, or add the parameter."
+        raise ObjectiveError(
+            f"{name}: objective.kwargs.{first}: no function of the objective has a parameter of that name{hint}"
+        )
+    return functions
+
+
+def _groups(name: str, path: Path | None, function: Callable[[], Any] | None) -> NDArray[np.int64] | None:
+    """Return a group index per sample, by the objective's `groups()`."""
+    if function is None:
+        return None
+    values = np.asarray(_call(name, path, "groups", function))
+    if values.ndim != 1:
+        raise ObjectiveError(f"{name}: groups() must return one group per sample, got shape {values.shape}.")
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _limited(
+    name: str,
+    train: Data,
+    groups: NDArray[np.int64] | None,
+    given: int | None,
+    limit: int | float,
+    seed: int,
+    ordered: bool,
+) -> tuple[Data, NDArray[np.int64] | None, int | None]:
+    """Return fewer training samples, drawn at random; in the order of time, the last ones."""
+    available = train.samples if given is None else given
+    count = round(limit * available) if limit < 1 else int(limit)
+    if count >= available:
+        return train, groups, given
+    if count < 1:
+        raise ObjectiveError(f"{name}: fraction {limit:g} of {available} samples leaves none. Raise it.")
+    if ordered:
+        kept = np.arange(available - count, available)
+    else:
+        kept = np.sort(np.random.default_rng(seed).permutation(available)[:count])
+    index = kept if given is None else np.concatenate([kept, np.arange(given, train.samples)])
+    return train.take(index), groups[index] if groups is not None else None, None if given is None else count
 
 
 class _Uncached(importlib.machinery.SourceFileLoader):
@@ -224,25 +308,72 @@ def _line(error: BaseException, path: Path | None) -> str:
     return f" (line {frames[-1].lineno})" if frames else ""
 
 
-def _split_data(name: str, raw: Any, keras: Any, test_fraction: float, seed: int) -> tuple[Data, Data | None]:
-    """Tell the forms that `load_data` may return apart."""
+def _split_data(
+    name: str, raw: Any, keras: Any, test_fraction: float, seed: int, ordered: bool, groups: NDArray[np.int64] | None
+) -> tuple[Data, Data | None, NDArray[np.int64] | None, int | None]:
+    """Tell the forms that `load_data` may return apart.
+
+    Returns:
+        Training samples, test samples, the training samples' groups, and where the user's own
+        validation samples begin among them.
+    """
     where, float_type = f"{name}: load_data()", keras.config.floatx()
-    forms = "(x_train, y_train), (x_test, y_test), or (x, y), or tf.data datasets (train, validation)"
+    forms = (
+        "(x_train, y_train), (x_test, y_test), with (x_validation, y_validation) between the two or without, or "
+        "(x, y), or tf.data datasets (train, validation)"
+    )
     if not isinstance(raw, tuple | list) or not 2 <= len(raw) <= 3:
         got = f"{len(raw)} values" if isinstance(raw, tuple | list) else type(raw).__name__
         raise ObjectiveError(f"{where} must return {forms}, got {got}.")
-    if len(raw) == 2 and _is_part(raw[0]) and _is_part(raw[1]) and not _is_inputs_and_targets(raw):
-        train = _make(f"{where}: train", raw[0], float_type)
-        test = _make(f"{where}: test", raw[1], float_type)
-        return train, test
+    if all(_is_part(part) for part in raw) and not _is_inputs_and_targets(raw):
+        names = ("train", "test") if len(raw) == 2 else ("train", "validation", "test")
+        first, *held, last = (
+            _make(f"{where}: {part}", values, float_type) for part, values in zip(names, raw, strict=True)
+        )
+        _check_groups(name, groups, first.samples)
+        if not held:
+            return first, last, groups, None
+        _check_same_form(where, first, held[0])
+        return joined(first, held[0]), last, None, first.samples
     everything = _make(where, raw, float_type)
+    _check_groups(name, groups, everything.samples)
     count = round(test_fraction * everything.samples)
     if count == 0 or count == everything.samples:
         raise ObjectiveError(
             f"{where}: test_fraction {test_fraction:g} of {everything.samples} samples leaves an empty part. Add data."
         )
-    order = np.random.default_rng(seed).permutation(everything.samples)
-    return everything.take(np.sort(order[count:])), everything.take(np.sort(order[:count]))
+    if ordered:
+        order = np.arange(everything.samples)[::-1]
+    elif groups is not None:
+        # Whole groups go to the test set, until it is large enough.
+        place = np.random.default_rng(seed).permutation(groups.max() + 1)[groups]
+        order = np.argsort(place, kind="stable")
+        count = int((place <= place[order[count - 1]]).sum())
+    else:
+        order = np.random.default_rng(seed).permutation(everything.samples)
+    kept = np.sort(order[count:])
+    if not len(kept):
+        raise ObjectiveError(f"{where}: the test set takes whole groups, and no group is left to train on. Add groups.")
+    test = everything.take(np.sort(order[:count]))
+    return everything.take(kept), test, None if groups is None else groups[kept], None
+
+
+def _check_groups(name: str, groups: NDArray[np.int64] | None, samples: int) -> None:
+    if groups is not None and len(groups) != samples:
+        raise ObjectiveError(
+            f"{name}: groups() must return one group for each of the {samples} training samples of load_data(), got "
+            f"{len(groups)}."
+        )
+
+
+def _check_same_form(where: str, train: Data, validation: Data) -> None:
+    """Refuse validation samples of another form than the training samples."""
+    one, other = ([(path, a.shape[1:]) for path, a in leaves(part.parts())] for part in (train, validation))
+    if one != other:
+        raise ObjectiveError(
+            f"{where}: validation samples must have the form of the training samples, got {validation.describe()} "
+            f"beside {train.describe()}."
+        )
 
 
 def _make(where: str, parts: Any, float_type: str) -> Data:

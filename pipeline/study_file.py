@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import StudyFileError, did_you_mean
 from pipeline.storage import anchored
@@ -253,18 +262,53 @@ class SearchSection(Section):
         return value
 
 
-class ValidationSection(Section):
-    """`[validation]`: hold-out or K-fold."""
+class ObjectiveSection(Section):
+    """`[objective]`: the Python file, and values for the parameters of its functions."""
 
-    scheme: Annotated[str, one_of("a validation scheme", ("k-fold", "hold-out"))] = "k-fold"
+    path: Annotated[str, Field(min_length=1)]
+    kwargs: dict[str, Any] = {}
+
+
+def _objective_table(value: Any) -> Any:
+    """Take a bare path for a table."""
+    if isinstance(value, str):
+        return {"path": value}
+    if not isinstance(value, dict):
+        raise ValueError("must be a path in quotes, or a table with path and kwargs")
+    return value
+
+
+SCHEMES = ("k-fold", "repeated-k-fold", "group-k-fold", "time-series", "hold-out", "given")
+
+
+class ValidationSection(Section):
+    """`[validation]`: how training samples are set aside to judge a trial."""
+
+    scheme: Annotated[str, one_of("a validation scheme", SCHEMES)] = "k-fold"
     folds: Annotated[int, Field(ge=2, le=1000)] = 5
+    repeats: Annotated[int, Field(ge=2, le=1000)] = 2
+    gap: Annotated[int, Field(ge=0)] = 0
     fraction: OpenFraction = 0.2
     stratify: bool = True
 
     @property
     def fold_count(self) -> int:
-        """Return the number of folds; a hold-out is one."""
-        return self.folds if self.scheme == "k-fold" else 1
+        """Return the runs of a trial: its folds, over all repeats; a hold-out is one."""
+        if self.scheme in ("hold-out", "given"):
+            return 1
+        return self.folds * (self.repeats if self.scheme == "repeated-k-fold" else 1)
+
+    def unused(self) -> list[str]:
+        """Return the keys that the scheme does not look at."""
+        used = {
+            "k-fold": {"folds", "stratify"},
+            "repeated-k-fold": {"folds", "repeats", "stratify"},
+            "group-k-fold": {"folds", "stratify"},
+            "time-series": {"folds", "gap"},
+            "hold-out": {"fraction", "stratify"},
+            "given": set(),
+        }[self.scheme]
+        return sorted({"folds", "repeats", "gap", "fraction", "stratify"} - used)
 
 
 class PruningSection(Section):
@@ -325,7 +369,7 @@ class StorageSection(Section):
 class StudyConfig(Section):
     """A whole study file."""
 
-    objective: Annotated[str, Field(min_length=1)]
+    objective: Annotated[ObjectiveSection, BeforeValidator(_objective_table)]
     monitor: Annotated[str, Field(min_length=1)] = "val_loss"
     mode: Literal["auto", "min", "max"] = "auto"
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30
@@ -335,6 +379,8 @@ class StudyConfig(Section):
     timeout: Annotated[float, BeforeValidator(seconds)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     test_fraction: OpenFraction = 0.2
+    limit: Annotated[int, Field(ge=1)] | None = None
+    fraction: OpenFraction | None = None
     range_test: RangeTestSection = RangeTestSection()
     search: SearchSection = SearchSection()
     validation: ValidationSection = ValidationSection()
@@ -345,6 +391,13 @@ class StudyConfig(Section):
     engine: EngineSection = EngineSection()
     storage: StorageSection = StorageSection()
     workers: WorkersSection = WorkersSection()
+
+    @field_validator("fraction")
+    @classmethod
+    def _one_limit(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("limit") is not None:
+            raise ValueError(f"limit says already how many training samples to use; remove one of the two, got {value}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -378,17 +431,20 @@ class Study:
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")
-        for name in (
-            *SETTINGS,
-            "batch_size",
-            "steps_per_epoch",
-        ):  # absent when unused, as in studies of earlier versions
-            table = config if name == "steps_per_epoch" else config["search"]
-            if table[name] is None:
-                table.pop(name)
-        unused = "fraction" if self.config.validation.scheme == "k-fold" else "folds"
-        config["validation"].pop(unused)
-        return flatten(config)
+        # Absent when unused, as in earlier versions.
+        for table, names in (
+            (config, ("steps_per_epoch", "limit", "fraction")),
+            (config["search"], (*SETTINGS, "batch_size")),
+        ):
+            for name in names:
+                if table[name] is None:
+                    table.pop(name)
+        objective = config.pop("objective")
+        for name in self.config.validation.unused():
+            if name != "stratify":
+                config["validation"].pop(name)
+        kwargs = {"objective": {"kwargs": objective["kwargs"]}} if objective["kwargs"] else {}
+        return {"objective": objective["path"], **flatten(config), **flatten(kwargs)}
 
 
 def flatten(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:

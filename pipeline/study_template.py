@@ -20,6 +20,7 @@ objective = "{objective}"
 # timeout     = "2h"            # in all; without it there is no limit
 # seed        = 0
 # test_fraction = 0.2           # held out when load_data returns only (x, y)
+# fraction    = 0.1             # a quick run on this share of the training samples; or limit = 5000
 
 [search]
 # optimizers     = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"]
@@ -34,7 +35,7 @@ objective = "{objective}"
 # steps = 60
 
 [validation]
-# scheme = "k-fold"             # or "hold-out" with fraction = 0.2
+# scheme = "k-fold"             # or "repeated-k-fold", "group-k-fold", "time-series", "hold-out", "given"
 # folds  = 5
 
 [pruning]

@@ -248,8 +248,12 @@ def test_init_writes_a_study_file_that_is_all_defaults(lrtune_here, tmp_path):
     path = tmp_path / "mine.toml"
     assert read_study(path).config == StudyConfig(objective="mine.py")
     lines = path.read_text().splitlines()
-    sweeps = [line for line in lines if line.startswith(("# learning_rate", "# timeout", "# steps_per_epoch"))]
-    assert len(sweeps) == 4
+    sweeps = [
+        line
+        for line in lines
+        if line.startswith(("# learning_rate", "# timeout", "# steps_per_epoch", "# patience", "# fraction"))
+    ]
+    assert len(sweeps) == 6
     path.write_text("\n".join(line.removeprefix("# ") for line in lines[3:] if line not in sweeps))
     assert read_study(path).config == StudyConfig(objective="mine.py")
     again = lrtune_here("init", tmp_path / "mine.py")

@@ -92,7 +92,7 @@ MISTAKES = [
     ('objective="a.py"\nepochs=2.5', "epochs: must be a whole number, got 2.5"),
     ('objective="a.py"\nepochs="many"', "epochs: must be a whole number, got 'many'"),
     ('objective="a.py"\nepochs=true', "epochs: must be a whole number, got true"),
-    ('objective=3', "objective: must be text in quotes, got 3"),
+    ('objective=3', "objective: must be a path in quotes, or a table with path and kwargs, got 3"),
     ('objective="a.py"\nmode="lowest"', "mode: must be one of 'auto', 'min' or 'max', got 'lowest'"),
     ('objective="a.py"\ntimeout="soon"', 'timeout: must be a duration such as "2h"'),
     ('objective="a.py"\n[validation]\nscheme="kfold"', "'kfold' is not a validation scheme; did you mean 'k-fold'?"),

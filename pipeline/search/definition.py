@@ -30,7 +30,7 @@ def about(prepared: Prepared) -> dict[str, Any]:
     config = prepared.study.config
     return {
         "lrtune": __version__,
-        "objective": config.objective,
+        "objective": config.objective.path,
         "study_file": str(prepared.study.path),
         "data": prepared.objective.train.describe(),
         "samples": prepared.objective.train.samples,

@@ -15,7 +15,7 @@ from pipeline.errors import KnownError
 from pipeline.objective import Objective
 from pipeline.search.space import Configuration
 from pipeline.search.trial import split_seed
-from pipeline.training.data import Data, map_trees
+from pipeline.training.data import Data, joined
 from pipeline.training.divergence import TRIAL_RULE
 from pipeline.training.engine import Engine
 from pipeline.training.optimizers import build_optimizer
@@ -101,21 +101,9 @@ def _all_of(objective: Objective, seed: int) -> tuple[Data | Stream, AnySplit, b
     if isinstance(train, Stream):
         stream = train.on_test()
         return stream, StreamSplit(seed, stream.steps, stream.sizes), train.test is not None
-    everything = train if test is None else _joined(train, test)
+    everything = train if test is None else joined(train, test)
     samples = np.arange(everything.samples, dtype=np.int32)
     return everything, Split(samples[: train.samples], samples[train.samples :], seed), test is not None
-
-
-def _joined(first: Data, second: Data) -> Data:
-    """Return the samples of both, one after the other."""
-    parts = (
-        map_trees(lambda a, b: np.concatenate([a, b]), one, other)
-        for one, other in zip(
-            (first.x, first.y, first.sample_weight), (second.x, second.y, second.sample_weight), strict=True
-        )
-    )
-    x, y, weight = parts
-    return Data(x, y, weight, first.samples + second.samples)
 
 
 def _save(engine: Engine, model: Any, configuration: Configuration, path: Path) -> Path:

@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import KnownError, ObjectiveError
 from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
 from pipeline.progress import Reporter
@@ -48,16 +50,12 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     check_sampler(config.sampler.name)
     if config.workers.threads != "auto":
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(config.workers.threads)  # read when TensorFlow is imported
-    objective = load_objective(
-        config.objective,
-        study.path.resolve().parent,
-        test_fraction=config.test_fraction,
-        seed=config.seed,
-        steps_per_epoch=config.steps_per_epoch,
-    )
+    objective = objective_of(study, limit=config.limit if config.limit is not None else config.fraction)
     if isinstance(objective.train, Stream):
         study = _held_out(study, objective.train)
-        config = study.config
+    else:
+        study = _checked_scheme(study, objective)
+    config = study.config
     splits = splits_of(study, objective, repeat=0)
     check_sizes(
         objective,
@@ -84,6 +82,54 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     if engine.frozen:
         reporter.stage("model", engine.frozen)
     return Prepared(study, objective, engine, splits, monitor)
+
+
+def objective_of(study: Study, *, limit: int | float | None) -> Objective:
+    """Load the objective that a study names.
+
+    Args:
+        study: the study.
+        limit: see `load_objective`.
+    """
+    config = study.config
+    return load_objective(
+        config.objective.path,
+        study.path.resolve().parent,
+        kwargs=config.objective.kwargs,
+        test_fraction=config.test_fraction,
+        ordered=config.validation.scheme == "time-series",
+        seed=config.seed,
+        steps_per_epoch=config.steps_per_epoch,
+        limit=limit,
+    )
+
+
+def _checked_scheme(study: Study, objective: Objective) -> Study:
+    """Return the study with the validation scheme that its data ask for.
+
+    Raises:
+        KnownError: when scheme and data do not fit.
+    """
+    config, scheme = study.config, study.config.validation.scheme
+    if objective.given is not None and scheme != "given":
+        if "scheme" in config.validation.model_fields_set:
+            raise KnownError(
+                f"{study.path}: validation.scheme: load_data() brings its own validation samples, so the scheme must "
+                f"be 'given', got '{scheme}'. Change it, or return only training and test samples."
+            )
+        validation = config.validation.model_copy(update={"scheme": "given"})
+        return replace(study, config=config.model_copy(update={"validation": validation}))
+    if objective.given is None and scheme == "given":
+        raise KnownError(
+            f"{study.path}: validation.scheme: 'given' needs load_data() to return (x_train, y_train), "
+            "(x_validation, y_validation), (x_test, y_test). Return these, or choose another scheme."
+        )
+    if scheme == "group-k-fold" and objective.groups is None:
+        raise KnownError(
+            f"{study.path}: validation.scheme: 'group-k-fold' needs a function groups() beside load_data() that "
+            "returns one group per training sample. Add it, or choose another scheme."
+        )
+    return study
 
 
 def _held_out(study: Study, stream: Stream) -> Study:
@@ -118,13 +164,20 @@ def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[AnySp
     if isinstance(data, Stream):
         # The validation dataset stays as it is; weights and shuffles are fresh in every repeat.
         return (StreamSplit(split_seed(config.seed, repeat, 0), data.steps, data.sizes),)
-    labels = objective.labels if config.validation.stratify else None
+    validation = config.validation
+    if objective.given is not None:
+        samples = np.arange(data.samples, dtype=np.int32)
+        return (Split(samples[: objective.given], samples[objective.given :], split_seed(config.seed, repeat, 0)),)
     pairs = make_splits(
-        objective.train.samples,
-        labels,
-        folds=config.validation.fold_count,
-        fraction=config.validation.fraction,
+        data.samples,
+        objective.labels if validation.stratify else None,
+        folds=1 if validation.scheme == "hold-out" else validation.folds,
+        fraction=validation.fraction,
         seed=split_seed(config.seed, repeat, 2**16),
+        repeats=validation.repeats if validation.scheme == "repeated-k-fold" else 1,
+        groups=objective.groups if validation.scheme == "group-k-fold" else None,
+        ordered=validation.scheme == "time-series",
+        gap=validation.gap,
     )
     return tuple(
         Split(train, validation, split_seed(config.seed, repeat, fold))

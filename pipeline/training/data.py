@@ -90,6 +90,17 @@ def map_trees(function: Callable[[Any, Any], Any], first: Tree, second: Tree) ->
     return function(first, second)
 
 
+def joined(first: Data, second: Data) -> Data:
+    """Return the samples of both, one after the other."""
+    x, y, weight = (
+        map_trees(lambda a, b: np.concatenate([a, b]), one, other)
+        for one, other in zip(
+            (first.x, first.y, first.sample_weight), (second.x, second.y, second.sample_weight), strict=True
+        )
+    )
+    return Data(x, y, weight, first.samples + second.samples)
+
+
 def leaves(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
     """Return (path, leaf) of every leaf that is not None, in order.
 

@@ -1,4 +1,4 @@
-"""Hold-out and K-fold splits, stratified where the targets are class labels."""
+"""Splits by scikit-learn: hold-out, K-fold once or repeated, by groups, in the order of time; stratified by class."""
 
 from __future__ import annotations
 
@@ -66,7 +66,16 @@ def class_labels(targets: Any) -> NDArray[np.int64] | None:
 
 
 def make_splits(
-    samples: int, labels: NDArray[np.int64] | None, *, folds: int, fraction: float, seed: int
+    samples: int,
+    labels: NDArray[np.int64] | None,
+    *,
+    folds: int,
+    fraction: float,
+    seed: int,
+    repeats: int = 1,
+    groups: NDArray[np.int64] | None = None,
+    ordered: bool = False,
+    gap: int = 0,
 ) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """Return (training indices, validation indices) per fold.
 
@@ -76,6 +85,10 @@ def make_splits(
         folds: 1 for a hold-out, else the K of K-fold.
         fraction: share of samples held out when `folds` is 1, in (0, 1).
         seed: seed of the split.
+        repeats: how often K-fold is drawn anew.
+        groups: group index per sample, shape (samples,); no group is on both sides of a fold.
+        ordered: samples are in the order of time: every fold is validated on what follows its training samples.
+        gap: samples left out between the two, where `ordered`.
 
     Returns:
         One pair of int32 arrays per fold; over the folds of K-fold every sample is validated once.
@@ -83,8 +96,25 @@ def make_splits(
     Raises:
         ObjectiveError: when there are too few samples, in all or in one class.
     """
-    from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
+    from sklearn.model_selection import (
+        KFold,
+        RepeatedKFold,
+        RepeatedStratifiedKFold,
+        ShuffleSplit,
+        StratifiedKFold,
+        StratifiedShuffleSplit,
+        TimeSeriesSplit,
+    )
 
+    if ordered:
+        if samples // (folds + 1) <= gap:
+            raise ObjectiveError(
+                f"a time-series split of {samples} samples into {folds} folds with a gap of {gap} leaves no training "
+                "samples. Lower validation.folds or validation.gap, or add data."
+            )
+        return _as_int32(TimeSeriesSplit(folds, gap=gap).split(np.zeros(samples)))
+    if groups is not None:
+        return _group_splits(labels, groups, folds, seed)
     if folds > samples:
         raise ObjectiveError(
             f"validation.folds must not exceed the number of samples, got {folds} folds and {samples} samples. "
@@ -111,11 +141,35 @@ def make_splits(
         splitter: Any = (StratifiedShuffleSplit if stratify else ShuffleSplit)(
             n_splits=1, test_size=held_out, random_state=seed
         )
+    elif repeats > 1:
+        repeated = RepeatedKFold if labels is None else RepeatedStratifiedKFold
+        splitter = repeated(n_splits=folds, n_repeats=repeats, random_state=seed)
     elif labels is not None:
         splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     else:
         splitter = KFold(folds, shuffle=True, random_state=seed)
-    return [
-        (train.astype(np.int32), validation.astype(np.int32))
-        for train, validation in splitter.split(np.zeros(samples), labels)
-    ]
+    return _as_int32(splitter.split(np.zeros(samples), labels))
+
+
+def _group_splits(
+    labels: NDArray[np.int64] | None, groups: NDArray[np.int64], folds: int, seed: int
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    count = len(np.unique(groups))
+    if count < folds:
+        raise ObjectiveError(
+            f"group-k-fold needs at least as many groups as folds, got {count} groups and {folds} folds. "
+            "Lower validation.folds."
+        )
+    nothing = np.zeros(len(groups))
+    if labels is not None:
+        stratified = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        found = _as_int32(stratified.split(nothing, labels, groups))
+        if all(len(held) for _, held in found):  # stratifying few groups can leave a fold empty
+            return found
+    return _as_int32(GroupKFold(folds, shuffle=True, random_state=seed).split(nothing, None, groups))
+
+
+def _as_int32(pairs: Any) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    return [(train.astype(np.int32), validation.astype(np.int32)) for train, validation in pairs]
