@@ -126,7 +126,8 @@ def range_test(
     settings = _read(context, study, output)
     reporter = Reporter(quiet)
     check_writable(settings.output)
-    from pipeline.report.range_page import range_test_files
+    from pipeline.report.figures import compared_finding
+    from pipeline.report.range_page import range_test_files, range_test_info_of
     from pipeline.search.prepare import prepare, range_tests
 
     prepared = prepare(settings, reporter)
@@ -135,6 +136,7 @@ def range_test(
     for test in tests.values():
         numbers = f"{test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}"
         print(f"{test.optimizer:<10} {numbers}  {test.status}: {test.note}")
+    print(compared_finding([range_test_info_of(test) for test in tests.values()]))
     for path in write_files(settings.output, range_test_files(settings.name, tests)):
         reporter.stage("wrote", str(path))
 
@@ -283,6 +285,10 @@ def _write_report(settings: Any, quiet: bool = False) -> None:
 
     record = load_record(settings)
     paths = write_results(record, settings.output, render(record))
+    if settings.config.tensorboard.logs:
+        from pipeline.report.tensorboard import write_logs
+
+        write_logs(record, settings.output / "tensorboard")
     if not quiet:
         print(summary(record, paths))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -51,3 +52,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known are {', '.join(names)}"
+
+
+def require_package(package: str, where: str) -> None:
+    """Refuse what needs a package that is not installed, before work begins.
+
+    Args:
+        package: its name for pip and for import.
+        where: the key of the study file that needs it.
+
+    Raises:
+        KnownError: naming the package.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise KnownError(f"{where} needs the package {package}, which is not installed: pip install {package}.")

@@ -286,7 +286,27 @@ def _call(name: str, path: Path | None, function_name: str, function: Callable[[
     try:
         return function()
     except (Exception, SystemExit) as error:
+        download = _failed_download(error)
+        if download is not None:
+            raise ObjectiveError(f"{name}: {function_name}() {download}") from error
         raise ObjectiveError(f"{name}: {function_name}() raised {describe_fault(error, path)}.") from error
+
+
+def _failed_download(error: BaseException) -> str | None:
+    """Return what Keras's `get_file` tried and how to do it by hand, when that is what failed."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        found = frame.f_locals
+        if frame.f_code.co_name != "get_file" or not {"origin", "download_target"} <= found.keys():
+            continue
+        reason = " ".join(str(error).split()).rpartition(" -- ")[2] or type(error).__name__
+        without = ""
+        if str(found["origin"]).endswith((".h5", ".keras")):
+            without = ' To go without trained weights, give weights = "random" where the objective takes it.'
+        return (
+            f"could not download {found['origin']} ({reason[:200]}). On a machine with a network, download this file "
+            f"and place it at {found['download_target']}; or set KERAS_HOME to a folder that has it.{without}"
+        )
+    return None
 
 
 def describe_fault(error: BaseException, path: Path | None) -> str:

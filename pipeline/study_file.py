@@ -196,6 +196,7 @@ class RangeTestSection(Section):
     low: Rate = 1e-6
     high: Rate = 10.0
     steps: Annotated[int, Field(ge=10, le=100_000)] = 60
+    window: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> RangeTestSection:
@@ -331,6 +332,12 @@ class StopSection(Section):
     gain: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
 
+class TensorboardSection(Section):
+    """`[tensorboard]`: the learning curves once more, as logs for TensorBoard."""
+
+    logs: bool = False
+
+
 class ConfirmSection(Section):
     """`[confirm]`: the finalists and the Keras default once more on fresh seeds."""
 
@@ -389,6 +396,7 @@ class StudyConfig(Section):
     stop: StopSection = StopSection()
     confirm: ConfirmSection = ConfirmSection()
     engine: EngineSection = EngineSection()
+    tensorboard: TensorboardSection = TensorboardSection()
     storage: StorageSection = StorageSection()
     workers: WorkersSection = WorkersSection()
 
@@ -427,7 +435,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return the keys that change what a trial's value means, flat, for comparison on resume."""
         config = self.config.model_dump(mode="json")
-        for key in ("trials", "timeout", "stop", "confirm", "storage", "engine", "workers"):
+        for key in ("trials", "timeout", "stop", "confirm", "storage", "engine", "workers", "tensorboard"):
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")
@@ -435,6 +443,7 @@ class Study:
         for table, names in (
             (config, ("steps_per_epoch", "limit", "fraction")),
             (config["search"], (*SETTINGS, "batch_size")),
+            (config["range_test"], ("window",)),
         ):
             for name in names:
                 if table[name] is None:

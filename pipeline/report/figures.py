@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.report.overfitting import Overfitting
 from pipeline.report.records import StudyRecord, TrialRecord
-from pipeline.search.range_test import describe_bounds
+from pipeline.search.range_test import describe_bounds, landmarks, loss_change
 from pipeline.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8c6d31", "#7f7f7f")
 """Okabe and Ito's colours, told apart without colour vision."""
 
+OPTIMIZER_INKS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8c6d31", "#7f7f7f")
+"""The same, ordered so that optimizers that are often compared differ most."""
+
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 GRID = "rgba(128,128,128,0.25)"
 FAINT = "rgba(128,128,128,0.55)"
@@ -26,7 +29,7 @@ FAINT = "rgba(128,128,128,0.55)"
 
 def colour(optimizer: str) -> str:
     """Return an optimizer's colour, the same in every figure."""
-    return PALETTE[list(OPTIMIZERS).index(optimizer) % len(PALETTE)]
+    return OPTIMIZER_INKS[list(OPTIMIZERS).index(optimizer) % len(OPTIMIZER_INKS)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,88 @@ def draw_range_test(info: RangeTestInfo) -> go.Figure:
     figure.update_yaxes(range=[bottom - room, top + room])
     figure.update_layout(showlegend=False)
     return figure
+
+
+def compared_finding(infos: Sequence[RangeTestInfo]) -> str:
+    """Say which optimizer's range test reaches the lowest loss, and at which rate, for all of them."""
+    found = []
+    for info in infos:
+        marks = landmarks(info.rates, [np.nan if v is None else v for v in info.smoothed])
+        if marks is not None:
+            found.append((marks.lowest_loss, f"{info.optimizer} {marks.lowest_loss:.3g} at {marks.minimum:.2g}"))
+    if not found:
+        return "No range test has a curve."
+    found.sort()
+    rest = f"; {', '.join(text for _, text in found[1:])}" if len(found) > 1 else ""
+    return f"Lowest smoothed loss of the ramps: {found[0][1]}{rest}."
+
+
+def draw_range_tests(infos: Sequence[RangeTestInfo]) -> go.Figure:
+    """Draw all optimizers' smoothed losses, and below it how fast they change, over one log learning rate.
+
+    On each curve: the steepest point, the rate just left of the minimum, and the minimum; under it a bar over
+    the bounds.
+    """
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.64, 0.36], vertical_spacing=0.06)
+    style(figure, None, None, height=560)
+    curves = {i.optimizer: np.array([np.nan if v is None else v for v in i.smoothed], dtype=float) for i in infos}
+    finite = np.concatenate([c[np.isfinite(c)] for c in curves.values()] or [np.zeros(1)])
+    starts = [c[np.isfinite(c)][0] for c in curves.values() if np.isfinite(c).any()]
+    low, high = (float(finite.min()) if len(finite) else 0.0), 1.25 * float(max(starts, default=1.0))
+    room = (high - low) or 1.0
+    changes = []
+    for row, info in enumerate(infos):
+        smoothed, ink = curves[info.optimizer], colour(info.optimizer)
+        figure.add_scatter(
+            x=list(info.rates), y=list(info.smoothed), mode="lines", name=info.optimizer, legendgroup=info.optimizer,
+            line={"color": ink, "width": 2.5}, row=1, col=1,
+            hovertemplate=f"{info.optimizer}<br>rate %{{x:.3g}}<br>smoothed loss %{{y:.4g}}<extra></extra>",
+        )  # fmt: skip
+        marks = landmarks(info.rates, smoothed)
+        if marks is not None:
+            named = (
+                ("steepest", marks.steepest, "diamond"),
+                ("just left of the minimum", marks.left_of_minimum, "triangle-down"),
+                ("minimum", marks.minimum, "circle"),
+            )
+            for what, rate, symbol in named:
+                figure.add_scatter(
+                    x=[rate], y=[float(np.interp(np.log(rate), np.log(info.rates), smoothed))], mode="markers",
+                    marker={"symbol": symbol, "size": 10, "color": ink, "line": {"width": 1, "color": "white"}},
+                    legendgroup=info.optimizer, showlegend=False, row=1, col=1,
+                    hovertemplate=f"{info.optimizer}, {what}: %{{x:.3g}}<extra></extra>",
+                )  # fmt: skip
+        level = low - room * (0.08 + 0.05 * row)
+        figure.add_scatter(
+            x=[info.low, info.suggested, info.high], y=[level] * 3, mode="lines+markers", row=1, col=1,
+            line={"color": ink, "width": 6}, marker={"symbol": "line-ns-open", "size": [0, 14, 0], "color": ink},
+            legendgroup=info.optimizer, showlegend=False, opacity=0.75,
+            hovertemplate=f"{info.optimizer}: bounds {info.low:.2g} to {info.high:.2g}, try {info.suggested:.2g}"
+            "<extra></extra>",
+        )  # fmt: skip
+        change = loss_change(smoothed, max(1, len(smoothed) // 20))
+        changes.append(change)
+        figure.add_scatter(
+            x=list(info.rates), y=change.tolist(), mode="lines", legendgroup=info.optimizer, showlegend=False,
+            line={"color": ink, "width": 2}, row=2, col=1, name=info.optimizer,
+            hovertemplate=f"{info.optimizer}<br>rate %{{x:.3g}}<br>change %{{y:.3g}} per batch<extra></extra>",
+        )  # fmt: skip
+    figure.update_yaxes(title_text="smoothed loss", range=[low - room * (0.12 + 0.05 * len(infos)), high], row=1, col=1)
+    falls = [float(np.nanmin(c)) for c in changes if len(c) and np.isfinite(c).any()]
+    deepest = min(falls, default=-1.0) or -1.0
+    figure.update_yaxes(title_text="change per batch", range=[1.2 * deepest, -1.2 * deepest], row=2, col=1)
+    figure.update_xaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_xaxes(title_text="learning rate", row=2, col=1)
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    return figure
+
+
+MARKS_SAID = (
+    "Marks on each curve: steepest descent (diamond), the rate just left of the minimum (triangle), the minimum "
+    "(circle). Bars below: the bounds of the search, with the rate to try first."
+)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
 from pipeline.report.figures import (
+    MARKS_SAID,
+    compared_finding,
     curves_info,
     draw_curves,
     draw_gaps,
     draw_landscape,
     draw_overfitting,
     draw_range_test,
+    draw_range_tests,
     landscape_info,
     overfitting_info,
     range_test_info,
@@ -44,6 +47,8 @@ def render(record: StudyRecord) -> str:
         answer=answer,
         code=keras_code(record, answer) if answer is not None else "",
         warnings=doubts_of(record, answer),
+        range_tests_together=_together(record),
+        marks_said=MARKS_SAID,
         range_tests=[(info, _html(draw_range_test(info), info.title)) for info in range_test_info(record)],
         sweeps=_sweeps(record),
         overfitting=_overfitting(record),
@@ -71,6 +76,13 @@ def _html(figure: go.Figure, label: str) -> str:
 
     fragment = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
     return f'<div class="figure" role="img" aria-label="{html.escape(label, quote=True)}">{fragment}</div>'
+
+
+def _together(record: StudyRecord) -> tuple[str, str] | None:
+    """Return the finding and the picture of all range tests on the same axes."""
+    infos = range_test_info(record)
+    finding = compared_finding(infos)
+    return (finding, _html(draw_range_tests(infos), finding)) if infos else None
 
 
 def _sweeps(record: StudyRecord) -> list[dict[str, Any]]:

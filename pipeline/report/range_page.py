@@ -6,7 +6,13 @@ import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.report.figures import RangeTestInfo, draw_range_test
+from pipeline.report.figures import (
+    MARKS_SAID,
+    RangeTestInfo,
+    compared_finding,
+    draw_range_test,
+    draw_range_tests,
+)
 
 if TYPE_CHECKING:
     from pipeline.search.range_test import RangeTest
@@ -32,21 +38,16 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
     bounds = pd.DataFrame(
         [{k: getattr(test, k) for k in ("optimizer", "low", "suggested", "high", "status")} for test in tests.values()]
     )
-    figures = []
+    figures: list[str] = []
+    infos: list[RangeTestInfo] = []
+    config = {"displayModeBar": False}
     for test in tests.values():
-        info = RangeTestInfo(
-            test.optimizer,
-            test.rates.tolist(),
-            _plain(test.losses),
-            _plain(test.smoothed),
-            test.low,
-            test.suggested,
-            test.high,
-            test.status,
-        )
-        config = {"displayModeBar": False}
+        info = range_test_info_of(test)
+        infos.append(info)
         figure = draw_range_test(info).to_html(full_html=False, include_plotlyjs=False, config=config)
         figures.append(f"<h2>{html.escape(info.title)}</h2><p>{html.escape(test.note)}</p>{figure}")
+    together = draw_range_tests(infos).to_html(full_html=False, include_plotlyjs=False, config=config)
+    figures.insert(0, f"<h2>{html.escape(compared_finding(infos))}</h2><p>{html.escape(MARKS_SAID)}</p>{together}")
     title = html.escape(f"Learning rate range test of {name}")
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -60,6 +61,20 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
         "bounds.csv": bounds.to_csv(index=False),
         "range_test.html": page,
     }
+
+
+def range_test_info_of(test: RangeTest) -> RangeTestInfo:
+    """Return a range test that was just run, ready to draw."""
+    return RangeTestInfo(
+        test.optimizer,
+        test.rates.tolist(),
+        _plain(test.losses),
+        _plain(test.smoothed),
+        test.low,
+        test.suggested,
+        test.high,
+        test.status,
+    )
 
 
 def _plain(values: object) -> list[float | None]:

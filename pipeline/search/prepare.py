@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import KnownError, ObjectiveError
+from pipeline.errors import KnownError, ObjectiveError, require_package
 from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
 from pipeline.progress import Reporter
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
@@ -48,6 +48,8 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     """
     config = study.config
     check_sampler(config.sampler.name)
+    if config.tensorboard.logs:
+        require_package("tensorboard", "tensorboard.logs")
     if config.workers.threads != "auto":
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(config.workers.threads)  # read when TensorFlow is imported
     objective = objective_of(study, limit=config.limit if config.limit is not None else config.fraction)
@@ -232,6 +234,7 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
                     high=settings.high,
                     steps=settings.steps,
                     total_steps=total_steps,
+                    window=settings.window,
                 )
             except KnownError:
                 raise

@@ -117,7 +117,14 @@ def describe_bounds(optimizer: str, status: str, suggested: float) -> str:
     return f"{meaning}; bounds below the rate at which it rose instead"
 
 
-def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike, *, total_steps: int | None = None) -> RangeTest:
+def analyse_ramp(
+    optimizer: str,
+    rates: ArrayLike,
+    losses: ArrayLike,
+    *,
+    total_steps: int | None = None,
+    window: int | None = None,
+) -> RangeTest:
     """Turn a ramp's losses into bounds, a suggestion and a status.
 
     The ramp shows two rates: a, at the smoothed minimum, and r, right of it, where only a quarter of
@@ -132,7 +139,8 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike, *, total_s
         optimizer: a name in `OPTIMIZERS`.
         rates: learning rate of each step, rising, shape (steps,).
         losses: batch loss of each step; may end in infinity or NaN.
-        total_steps: steps of the runs that the bounds are for; None takes ten times the ramp's.
+        total_steps: steps of the runs that the bounds are for; None takes ten times the usual ramp's.
+        window: steps of the centred moving average; None takes a tenth of the ramp, at least five.
 
     Returns:
         The result; a curve of any length or shape has one.
@@ -166,7 +174,7 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike, *, total_s
 
     if usable == 0:
         return result(DIVERGED_AT_START if steps else TOO_SHORT, np.full(steps, np.nan))
-    window = max(5, steps // 10)
+    window = window or max(5, steps // 10)
     first = min(max(INITIAL_STEPS, steps // 10), usable)
     initial = float(loss[:first].mean())
     limit = initial + (CLIP - 1.0) * abs(initial)
@@ -199,6 +207,60 @@ def analyse_ramp(optimizer: str, rates: ArrayLike, losses: ArrayLike, *, total_s
     return result(OK, smoothed, float(np.sqrt(rate[lowest] * r)), d)
 
 
+@dataclass(frozen=True)
+class Landmarks:
+    """What people read off a range test's curve.
+
+    Attributes:
+        minimum: learning rate of the lowest smoothed loss.
+        lowest_loss: that loss.
+        left_of_minimum: the rate, left of the minimum, up to which a tenth of the drop is still to come.
+        steepest: the rate at which the smoothed loss falls fastest over the log rate.
+    """
+
+    minimum: float
+    lowest_loss: float
+    left_of_minimum: float
+    steepest: float
+
+
+def landmarks(rates: ArrayLike, smoothed: ArrayLike) -> Landmarks | None:
+    """Return what people read off a curve; None for one without two finite points.
+
+    Args:
+        rates: learning rate of each step, rising, shape (steps,).
+        smoothed: smoothed loss of each step, same shape.
+    """
+    rate, loss = np.asarray(rates, dtype=float), np.asarray(smoothed, dtype=float)
+    rate, loss = rate[np.isfinite(loss)], loss[np.isfinite(loss)]
+    if len(rate) < 2:
+        return None
+    lowest = int(np.argmin(loss))
+    before = loss[: lowest + 1]
+    to_come = before > before[-1] + 0.1 * (before.max() - before[-1])
+    left = int(np.flatnonzero(to_come)[-1]) if to_come.any() else lowest
+    steepest = int(np.argmin(np.gradient(loss, np.log(rate))[: lowest + 1]))
+    return Landmarks(float(rate[lowest]), float(loss[lowest]), float(rate[left]), float(rate[steepest]))
+
+
+def loss_change(losses: ArrayLike, window: int) -> NDArray[np.float64]:
+    """Return the change of the loss per step, averaged over a centred window.
+
+    Args:
+        losses: loss of each step, shape (steps,).
+        window: steps of the moving average.
+
+    >>> loss_change([4.0, 3.0, 2.0, 1.0], 2).tolist()
+    [-1.0, -1.0, -1.0, -1.0]
+    """
+    loss = np.asarray(losses, dtype=float)
+    if len(loss) < 2:
+        return np.zeros(len(loss))
+    index = np.arange(len(loss))
+    low, high = np.maximum(index - window // 2, 0), np.minimum(index + (window + 1) // 2, len(loss) - 1)
+    return np.asarray((loss[high] - loss[low]) / np.maximum(high - low, 1))
+
+
 def ramp(low: float, high: float, steps: int) -> NDArray[np.float64]:
     """Return rates that rise by a constant factor per step.
 
@@ -221,6 +283,7 @@ def run_range_test(
     high: float = 10.0,
     steps: int = 60,
     total_steps: int | None = None,
+    window: int | None = None,
 ) -> RangeTest:
     """Run the ramp, and once more with a longer or finer one if the first gave no bounds.
 
@@ -233,7 +296,7 @@ def run_range_test(
         split: the samples to train on.
         low, high: first and last learning rate.
         steps: mini-batches of the ramp.
-        total_steps: steps of the runs that the bounds are for; None takes ten times the usual ramp's.
+        total_steps, window: see `analyse_ramp`.
 
     Returns:
         The result of the ramp that was judged last.
@@ -242,7 +305,9 @@ def run_range_test(
     def once(first: float, last: float, count: int) -> RangeTest:
         rates = ramp(first, last, count)
         outcome = engine.start(optimizer, split).steps(rates, RANGE_TEST_RULE)
-        return analyse_ramp(optimizer, rates[: len(outcome.losses)], outcome.losses, total_steps=total_steps)
+        return analyse_ramp(
+            optimizer, rates[: len(outcome.losses)], outcome.losses, total_steps=total_steps, window=window
+        )
 
     found = once(low, high, steps)
     if found.status == OK or OPTIMIZERS[optimizer].from_ramp is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, QMCSampler, TPESampler
 
-from pipeline.errors import KnownError
+from pipeline.errors import require_package
 
 if TYPE_CHECKING:
     from pipeline.search.space import Space
@@ -102,11 +101,8 @@ def check_sampler(name: str) -> None:
     Raises:
         KnownError: naming the package.
     """
-    package = PACKAGES.get(name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise KnownError(
-            f"sampler.name: '{name}' needs the package {package}, which is not installed: pip install {package}."
-        )
+    if name in PACKAGES:
+        require_package(PACKAGES[name], f"sampler.name: '{name}'")
 
 
 def make_sampler(name: str, study_seed: int, number: int, space: Space) -> BaseSampler:
