@@ -8,7 +8,7 @@ keras-tuner).  Their trainings are run by lrtune's engine, which trains as `mode
 seconds of `model.fit` are measured on the same model and multiplied.
 
     python -m benchmarks.search epochs [--seeds N] [--tasks A,B] [--variants X,Y] [--keep FOLDER]
-    python -m benchmarks.search time   [--seeds N] [--tasks A,B]
+    python -m benchmarks.search time   [--seeds N] [--tasks A,B] [--variants PEER,PEER]
 
 `epochs` prints per task the median over seeds of: the best value at the end over the default's;
 how often it is within 1% of the default's or better; epochs trained; epochs until the value was
@@ -397,14 +397,14 @@ def fit_seconds(prepared: Prepared) -> tuple[float, float]:
     return float(np.median(epochs)), float(np.median(starts))
 
 
-def compare_time(task: str, seeds: int) -> None:
+def compare_time(task: str, seeds: int, peers: list[str]) -> None:
     """Print the seconds until the best peer's final value, ours on a fresh engine against its own."""
     ratios, ours_all, theirs_all = [], [], []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             prepared = prepared_task(folder, task)
             epoch, start = fit_seconds(prepared)
-            courses = {name: peer(prepared, seed) for name, peer in PEERS.items()}
+            courses = {name: PEERS[name](prepared, seed) for name in peers}
             value, name = min((course.best[-1], name) for name, course in courses.items())
             peer = courses[name]
             last = next(i for i, best in enumerate(peer.best) if best <= value)
@@ -448,7 +448,7 @@ def main() -> None:
             measure_epochs(task, given.seeds, chosen, kept)
             report_epochs(task, given.seeds, chosen, kept)
         else:
-            compare_time(task, given.seeds)
+            compare_time(task, given.seeds, [name for name in PEERS if name in chosen])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from objectives import quadratic
-from pipeline.search.range_test import MEANINGS, analyse_ramp, ramp, run_range_test
+from pipeline.search.range_test import MEANINGS, analyse_ramp, landmarks, loss_change, ramp, run_range_test
 from pipeline.training.data import make_data
 from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS
@@ -153,3 +153,32 @@ def test_a_ramp_that_ends_too_low_is_extended_once(quadratic_engine):
     assert result.extended
     assert result.status == "ok"
     assert result.rates[-1] > 0.02
+
+
+@pytest.mark.parametrize("minimum", [1e-3, 0.05])
+def test_landmarks_lie_where_people_read_them(minimum):
+    """On a clean valley: the steepest point left of the rate just left of the minimum, left of the minimum."""
+    result = analyse_ramp("adam", RATES, valley(minimum))
+    marks = landmarks(result.rates, result.smoothed)
+    assert marks.minimum == pytest.approx(minimum, rel=0.6)
+    assert marks.steepest < marks.left_of_minimum < marks.minimum
+    assert marks.lowest_loss == pytest.approx(np.min(result.smoothed))
+    assert landmarks([0.1], [2.0]) is None
+    assert landmarks([0.1, 0.2], [np.nan, np.nan]) is None
+
+
+def test_the_loss_change_is_the_slope_of_a_line_and_shifts_nothing():
+    """A line changes by its slope everywhere; a symmetric valley changes its sign at its minimum."""
+    np.testing.assert_allclose(loss_change(3 - 0.5 * np.arange(30), 20), -0.5)
+    change = loss_change((np.arange(41) - 20.0) ** 2, 6)
+    assert change[20] == pytest.approx(0)
+    assert (change[:19] < 0).all()
+    assert (change[22:] > 0).all()
+
+
+def test_a_wider_window_smooths_more():
+    """The study file's window is the moving average's."""
+    noisy = valley(0.01, noise=0.2)
+    narrow, wide = (analyse_ramp("adam", RATES, noisy, window=w).smoothed for w in (1, 21))
+    np.testing.assert_allclose(narrow, np.minimum(noisy, narrow.max()))
+    assert np.abs(np.diff(wide[:35])).mean() < 0.3 * np.abs(np.diff(narrow[:35])).mean()
