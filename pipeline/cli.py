@@ -136,7 +136,7 @@ def range_test(
     for test in tests.values():
         numbers = f"{test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}"
         print(f"{test.optimizer:<10} {numbers}  {test.status}: {test.note}")
-    print(compared_finding([range_test_info_of(test) for test in tests.values()]))
+    reporter.stage("compared", compared_finding([range_test_info_of(test) for test in tests.values()]))
     for path in write_files(settings.output, range_test_files(settings.name, tests)):
         reporter.stage("wrote", str(path))
 
@@ -320,7 +320,7 @@ def parse_overrides(arguments: list[str]) -> Mapping[str, Any]:
             raise UsageError(f"Got unexpected extra argument ({argument})")
         name, equals, text = argument[2:].partition("=")
         key = name.replace("-", "_")
-        if key not in known:
+        if key not in known and not key.startswith("objective.kwargs."):
             raise UsageError(f"No such option: {argument.split('=')[0]}{did_you_mean(name, known)}")
         if not equals:
             if not queue:

@@ -509,6 +509,8 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None, output: P
     except tomllib.TOMLDecodeError as error:
         raise StudyFileError(f"{path}: is not valid TOML: {error}") from None
     for key, value in (overrides or {}).items():
+        if key.startswith("objective.") and isinstance(table.get("objective"), str):
+            table["objective"] = {"path": table["objective"]}
         place = table
         *parents, last = key.split(".")
         for parent in parents:

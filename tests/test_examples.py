@@ -48,7 +48,7 @@ def test_the_mnist_range_test_and_study(example, lrtune_here, tmp_path, monkeypa
     small = ("--batch_size", "50", "--range_test.steps", "40", "--range_test.window", "5")
     ended = lrtune_here("range-test", study, *small)
     assert ended.returncode == 0, ended.stderr
-    assert "Lowest smoothed loss of the ramps: " in ended.stdout
+    assert "Lowest smoothed loss of the ramps: " in ended.stderr
     bounds = pd.read_csv(study.parent / "mnist_convnet" / "bounds.csv")
     assert list(bounds["optimizer"]) == ["sgd", "adam"]
     page = (study.parent / "mnist_convnet" / "range_test.html").read_text()

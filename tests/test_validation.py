@@ -137,6 +137,17 @@ def test_a_study_runs_under_every_scheme(tmp_path, lrtune_here, scheme, kwargs, 
     assert "limit: was 60, is now 59" in ended.stderr
 
 
+def test_parameters_can_be_given_as_options(tmp_path, lrtune_here):
+    """One by one, beside a bare path; an unknown one is refused as in the file."""
+    (tmp_path / "mine.py").write_text(PARAMETERS)
+    study = tmp_path / "mine.toml"
+    study.write_text('objective = "mine.py"\nbatch_size = 8\n')
+    ended = lrtune_here("check", study, "--objective.kwargs.samples", "70")
+    assert ended.returncode == 0, ended.stderr
+    assert "50 samples" in ended.stdout
+    assert "did you mean 'samples'" in lrtune_here("check", study, "--objective.kwargs.sample", "70").stderr
+
+
 @pytest.mark.parametrize(
     ("keys", "rule"),
     [

@@ -22,7 +22,7 @@ from pipeline.report.figures import (
 )
 from pipeline.report.overfitting import disagreement, overfitting_of
 from pipeline.report.records import Recommendation, StudyRecord, TrialRecord, describe_divergence, recommend
-from pipeline.report.sweep import draw_sweep, draw_sweep_run, sweep_ranges, sweeps_of
+from pipeline.report.sweep import draw_sweep, draw_sweep_run, draw_sweep_together, sweep_ranges, sweeps_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -96,7 +96,11 @@ def _sweeps(record: StudyRecord) -> list[dict[str, Any]]:
             title = f"rate {row.learning_rate:g}: {gap or row.trial.outcome}"
             figure = _html(draw_sweep_run(row, sweep.metrics, ranges), title) if row.trial.curves else ""
             runs.append((title, figure, row is sweep.best))
-        pictures = [_html(draw_sweep(sweep, name), f"{name} over the learning rate") for name in sweep.metrics]
+        pictures = []
+        for name in sweep.metrics:
+            together = draw_sweep_together(sweep, name, ranges[name])
+            pictures.append(_html(together, f"validation {name} of all rates over the epochs"))
+            pictures.append(_html(draw_sweep(sweep, name), f"{name} over the learning rate"))
         found.append({"title": sweep.title, "finding": sweep.finding(), "runs": runs, "pictures": pictures})
     return found
 

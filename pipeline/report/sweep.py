@@ -165,6 +165,28 @@ def draw_sweep_run(row: SweepRow, metrics: Sequence[str], ranges: dict[str, tupl
     return figure
 
 
+def draw_sweep_together(sweep: Sweep, metric: str, limits: tuple[float, float]) -> go.Figure:
+    """Draw every rate's validation curve on the same axes, dark to light from the lowest rate to the highest."""
+    import plotly.graph_objects as go
+    from plotly.colors import sample_colorscale
+
+    from pipeline.report.figures import SYMBOLS, style
+
+    figure = go.Figure()
+    inks = sample_colorscale("Viridis", list(np.linspace(0.2, 0.85, len(sweep.rows))))
+    for number, (row, ink) in enumerate(zip(sweep.rows, inks, strict=True)):
+        mean = row.trial.mean_curve(f"val_{metric}")
+        figure.add_scatter(
+            x=list(range(1, len(mean) + 1)), y=mean.tolist(), mode="lines+markers", name=f"{row.learning_rate:g}",
+            line={"color": ink, "width": 2.5}, marker={"size": 6, "symbol": SYMBOLS[number % len(SYMBOLS)]},
+            hovertemplate=f"rate {row.learning_rate:g}, epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+        )  # fmt: skip
+    style(figure, "epoch", f"validation {metric}", height=320)
+    figure.update_yaxes(range=list(limits))
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": "rate"})
+    return figure
+
+
 def draw_sweep(sweep: Sweep, metric: str) -> go.Figure:
     """Draw training and validation value at the last epoch over the learning rate, the gap shaded between them."""
     import plotly.graph_objects as go
