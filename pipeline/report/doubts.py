@@ -35,10 +35,15 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
             f"Every trial was still improving after {epochs} epochs: the study ranks who learns fastest, not who "
             "ends best; raise epochs."
         )
-    elif answer.trial.verdict == "underfit" or answer.epochs == epochs:
+    elif answer.epochs == epochs:
         found.append(
             f"The recommended run is still at its best in the last of {epochs} epochs; "
             "raise epochs to see whether more training helps."
+        )
+    elif answer.trial.verdict == "underfit":
+        found.append(
+            f"The loss of the recommended run was still falling after {epochs} epochs, though {record.monitor.name} "
+            "was best before; raise epochs to see whether more training helps."
         )
     if not answer.confirmed:
         found.append(
