@@ -50,5 +50,9 @@ def test_a_study_ends_by_its_rule_and_says_so(tiny, lrtune_here):
     assert "The search stopped after" in (folder / "report.html").read_text()
     assert lrtune_here("tune", tiny, "--trials", "60", "--stop.patience", "4", "--stop.gain", "0.3").returncode == 0
     assert len(pd.read_csv(folder / "trials.csv")) == len(trials)
+    rule = ("--trials", "60", "--stop.patience", "4", "--stop.gain", "0.3")
+    assert f"{len(trials)} of {len(trials)} trials (stopped by its rule)" in lrtune_here("status", tiny, *rule).stdout
+    assert f"{len(trials)} of 60 trials" in lrtune_here("status", tiny, "--trials", "60").stdout
     assert lrtune_here("tune", tiny, "--trials", str(len(trials) + 2)).returncode == 0
     assert len(pd.read_csv(folder / "trials.csv")) == len(trials) + 2
+    assert "The search stopped after" not in (folder / "report.html").read_text()

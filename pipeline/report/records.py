@@ -209,8 +209,13 @@ def load_record(study: Study) -> StudyRecord:
         confirm=attributes.get("confirm"),
         widened=positions_after(trials, 1.0 if monitor.mode == "min" else -1.0) if attributes.get("widens") else None,
         shown_url=without_password(url),
-        stopped=attributes.get("stopped"),
+        stopped=_stopped(attributes.get("stopped"), len(trials)),
     )
+
+
+def _stopped(stop: Mapping[str, Any] | None, trials: int) -> str | None:
+    """Return how the stop rule ended the search; nothing once more trials have been added."""
+    return str(stop["rule"]) if stop and stop["trials"] == trials else None
 
 
 _STATES = {

@@ -137,11 +137,15 @@ def _describe(study: Study, tables: _Tables) -> str:
     counts, diverged = tables.counts(), tables.diverged()
     finished = sum(counts.get(state, 0) for state in FINISHED)
     total = max(study.config.trials, sum(counts.values()))
+    stop = tables.attribute("stopped")
+    if stop and stop["trials"] == finished == sum(counts.values()) and study.config.stop.patience is not None:
+        total = finished
     shown = {label: counts.get(state, 0) for label, state in STATES}
     shown["pruned"] -= diverged
     ordered = [("ran through", shown.pop("ran through")), ("pruned", shown.pop("pruned")), ("diverged", diverged)]
     lines = [
-        f"{study.name}: {finished} of {total} trials",
+        f"{study.name}: {finished} of {total} trials"
+        + (" (stopped by its rule)" if total < study.config.trials else ""),
         "  " + (", ".join(f"{count} {label}" for label, count in (*ordered, *shown.items()) if count) or "none yet"),
     ]
     best = tables.best()

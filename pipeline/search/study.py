@@ -334,7 +334,7 @@ class StudyRunner:
             f"after {finished} of {self.config.trials} trials: {settings.patience} in a row were not better than the "
             f"best by more than {100 * settings.gain:g}%"
         )
-        study.set_user_attr("stopped", said)
+        study.set_user_attr("stopped", {"trials": finished, "rule": said})
         return said
 
     def _orphaned(self) -> bool:
