@@ -45,7 +45,7 @@ class Objective:
         train: samples that the search splits, or the stream of them.
         test: samples that only `lrtune fit` sees, or None; a stream carries its own.
         labels: class index per training sample where the targets are class labels, else None.
-        groups: group index per training sample, or None without `groups()`.
+        groups: group index per training sample, where the study splits by groups, else None.
         given: training samples before the user's own validation samples, which come last; None without such.
         model_digest: short hash of the model's architecture, loss and metrics.
     """
@@ -90,6 +90,7 @@ def load_objective(
     kwargs: Mapping[str, Any] | None = None,
     test_fraction: float = 0.2,
     ordered: bool = False,
+    grouped: bool = False,
     seed: int = 0,
     steps_per_epoch: int | None = None,
     limit: int | float | None = None,
@@ -102,6 +103,7 @@ def load_objective(
         kwargs: values for parameters of its functions; each function gets those that it names.
         test_fraction: share held out as the test set when `load_data` returns only (x, y).
         ordered: samples are in the order of time, so that the last of them are held out.
+        grouped: call `groups()`; a function of that name means something else in other studies.
         seed: seed of that hold-out, and of the choice of fewer samples.
         steps_per_epoch: steps of an epoch, for datasets only.
         limit: training samples to use, as a number, or below 1 as a share of them; None uses all.
@@ -114,7 +116,9 @@ def load_objective(
     """
     path = find_objective(name, study_folder)
     with repeatable_shuffles() as shuffles:
-        return _load(name, path, shuffles, dict(kwargs or {}), test_fraction, ordered, seed, steps_per_epoch, limit)
+        return _load(
+            name, path, shuffles, dict(kwargs or {}), test_fraction, ordered, grouped, seed, steps_per_epoch, limit
+        )
 
 
 def _load(
@@ -124,13 +128,14 @@ def _load(
     kwargs: dict[str, Any],
     test_fraction: float,
     ordered: bool,
+    grouped: bool,
     seed: int,
     steps_per_epoch: int | None,
     limit: int | float | None,
 ) -> Objective:
     _, keras = import_tensorflow()
     module = _import(name, path)
-    functions = _functions(name, module, kwargs)
+    functions = _functions(name, module, kwargs, grouped)
     keras.utils.set_random_seed(seed)
     raw = _call(name, path, "load_data", functions["load_data"])
     train: Data | Stream
@@ -166,7 +171,7 @@ def _load(
     return Objective(name, path, build_model, train, test, labels, groups, given, _model_digest(model, module))
 
 
-def _functions(name: str, module: ModuleType, kwargs: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+def _functions(name: str, module: ModuleType, kwargs: dict[str, Any], grouped: bool) -> dict[str, Callable[[], Any]]:
     """Return an objective's functions with the arguments filled in that a study file gives."""
     functions: dict[str, Callable[[], Any]] = {}
     for wanted, returns in (
@@ -179,7 +184,7 @@ def _functions(name: str, module: ModuleType, kwargs: dict[str, Any]) -> dict[st
             near = did_you_mean(wanted, defined) if defined else ""
             raise ObjectiveError(f"{name}: must define {wanted}() that returns {returns}{near or '.'}")
         functions[wanted] = function
-    if callable(getattr(module, "groups", None)):
+    if grouped and callable(getattr(module, "groups", None)):
         functions["groups"] = module.groups
     unknown = set(kwargs)
     known: set[str] = set()

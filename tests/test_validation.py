@@ -75,7 +75,7 @@ def parametric(tmp_path):
 
 def test_parameters_reach_the_functions_that_name_them(parametric):
     """Data, groups and model get theirs; one that nobody names is refused with the nearest."""
-    objective = parametric(kwargs={"samples": 60, "units": 5})
+    objective = parametric(kwargs={"samples": 60, "units": 5}, grouped=True)
     assert objective.train.samples == 40
     assert len(objective.groups) == 40
     assert objective.build_model().layers[0].units == 5
@@ -83,9 +83,17 @@ def test_parameters_reach_the_functions_that_name_them(parametric):
         parametric(kwargs={"unit": 5})
 
 
+def test_a_function_named_groups_is_left_alone_where_the_study_does_not_ask(tmp_path):
+    """A script may use the name for something else."""
+    text = PARAMETERS.replace('def groups(samples=100, form="two"):', "def groups(needed):")
+    assert text != PARAMETERS
+    (tmp_path / "other.py").write_text(text)
+    assert load_objective("other.py", tmp_path).groups is None
+
+
 def test_a_limit_takes_fewer_training_samples_and_leaves_test_and_validation_alone(parametric):
     """As a number or a share; the same ones for a seed; in the order of time the last ones."""
-    limited = parametric(limit=30)
+    limited = parametric(limit=30, grouped=True)
     assert (limited.train.samples, limited.test.samples, len(limited.groups)) == (30, 20, 30)
     np.testing.assert_array_equal(limited.groups, limited.train.x[:, 0] // 10)
     assert parametric(limit=0.5).train.samples == 40
@@ -99,7 +107,7 @@ def test_a_limit_takes_fewer_training_samples_and_leaves_test_and_validation_alo
 
 def test_the_test_set_is_held_out_as_the_scheme_wants_it(parametric):
     """From (x, y) alone: whole groups, or what comes last in time."""
-    by_group = parametric(kwargs={"form": "one"})
+    by_group = parametric(kwargs={"form": "one"}, grouped=True)
     assert not set(by_group.train.x[:, 0] // 10) & set(by_group.test.x[:, 0] // 10)
     assert 20 <= by_group.test.samples <= 30
     in_time = parametric(kwargs={"form": "one"}, ordered=True)

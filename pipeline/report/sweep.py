@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.report.overfitting import fits_of, metrics_of
 from pipeline.report.records import StudyRecord, TrialRecord
+from pipeline.search.trial import Monitor
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -24,7 +25,6 @@ class SweepRow:
         learning_rate: its rate.
         train, validation: last value of each metric that has both, mean over folds.
         gap: how much worse validation is than training at the last epoch, by metric.
-        best_epoch: epoch of the best monitored value, or None for a run that did not end.
     """
 
     trial: TrialRecord
@@ -32,7 +32,6 @@ class SweepRow:
     train: dict[str, float]
     validation: dict[str, float]
     gap: dict[str, float]
-    best_epoch: int | None
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,14 @@ class Sweep:
 
     title: str
     rows: tuple[SweepRow, ...]
-    monitor: str
+    monitor: Monitor
     metrics: tuple[str, ...]
-    monitor_mode: str
 
     @property
     def best(self) -> SweepRow | None:
         """Return the row with the best monitored value."""
         ran = [row for row in self.rows if row.trial.value is not None]
-        lower = 1.0 if self.monitor_mode == "min" else -1.0
-        return min(ran, key=lambda row: lower * float(row.trial.value or 0.0), default=None)
+        return min(ran, key=lambda row: float(self.monitor.cost(row.trial.value)), default=None)
 
     @property
     def closest(self) -> SweepRow | None:
@@ -64,7 +61,7 @@ class Sweep:
         if best is None or closest is None:
             return "No rate of the sweep ran through."
         name = self.metrics[0]
-        value = f"{self.monitor} {best.trial.value:.4g}"
+        value = f"{self.monitor.name} {best.trial.value:.4g}"
         said = f"The best rate is {best.learning_rate:g} ({value}, gap {best.gap[name]:.3g} in the {name})."
         if closest is best:
             return (
@@ -73,7 +70,7 @@ class Sweep:
             )
         return (
             f"{said} The smallest gap, {closest.gap[name]:.3g}, is that of {closest.learning_rate:g}, whose "
-            f"{self.monitor} is {closest.trial.value:.4g}: less learned, less of a gap. Choose by the "
+            f"{self.monitor.name} is {closest.trial.value:.4g}: less learned, less of a gap. Choose by the "
             "validation value; a gap that grows says from where a run only memorizes."
         )
 
@@ -101,7 +98,6 @@ def sweeps_of(record: StudyRecord) -> list[Sweep]:
             {name: float(trial.mean_curve(name)[-1]) for name in metrics if len(trial.mean_curve(name))},
             {name: float(trial.mean_curve(f"val_{name}")[-1]) for name in metrics if len(trial.mean_curve(name))},
             {fit.metric: fit.analysis.gap_at_end for fit in fits_of(record, trial) if fit.fold is None and ended},
-            trial.best_epoch,
         )
         # The title says everything but the rate.
         said = c.describe().replace(f" at {c.learning_rate:.4g}", "", 1)
@@ -110,9 +106,8 @@ def sweeps_of(record: StudyRecord) -> list[Sweep]:
         Sweep(
             title,
             tuple(sorted({row.learning_rate: row for row in rows}.values(), key=lambda row: row.learning_rate)),
-            record.monitor.name,
+            record.monitor,
             metrics,
-            record.monitor.mode,
         )
         for title, rows in groups.items()
     ]

@@ -100,6 +100,7 @@ def objective_of(study: Study, *, limit: int | float | None) -> Objective:
         kwargs=config.objective.kwargs,
         test_fraction=config.test_fraction,
         ordered=config.validation.scheme == "time-series",
+        grouped=config.validation.scheme == "group-k-fold",
         seed=config.seed,
         steps_per_epoch=config.steps_per_epoch,
         limit=limit,
@@ -177,7 +178,7 @@ def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[AnySp
         fraction=validation.fraction,
         seed=split_seed(config.seed, repeat, 2**16),
         repeats=validation.repeats if validation.scheme == "repeated-k-fold" else 1,
-        groups=objective.groups if validation.scheme == "group-k-fold" else None,
+        groups=objective.groups,
         ordered=validation.scheme == "time-series",
         gap=validation.gap,
     )
