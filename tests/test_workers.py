@@ -226,6 +226,7 @@ def test_workers_that_cannot_start_leave_the_study_to_one(tiny, monkeypatch):
 
     monkeypatch.setattr(workers, "cores", lambda: 2)
     monkeypatch.setattr(workers, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "_resident_bytes", lambda: 2**20)
     monkeypatch.setattr(workers.Pool, "epochs_per_second", refuse)
     study = tune(tiny)
     assert "workers could not be started: OSError: no semaphores here" in study.user_attrs["workers"]["reason"]
