@@ -126,7 +126,7 @@ def range_test(
     settings = _read(context, study, output)
     reporter = Reporter(quiet)
     check_writable(settings.output)
-    from pipeline.report.figures import compared_finding
+    from pipeline.report.figures.range_tests import compared_finding
     from pipeline.report.range_page import range_test_files, range_test_info_of
     from pipeline.search.prepare import prepare, range_tests
 

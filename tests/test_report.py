@@ -15,7 +15,9 @@ import pytest
 from pipeline.errors import KnownError
 from pipeline.progress import Reporter
 from pipeline.report.export import check_writable, write_files, write_results
-from pipeline.report.figures import curves_info, landscape_info, range_test_info
+from pipeline.report.figures.curves import curves_info
+from pipeline.report.figures.mattered import landscape_info
+from pipeline.report.figures.range_tests import range_test_info
 from pipeline.report.page import render
 from pipeline.report.records import load_record, recommend
 from pipeline.search.prepare import prepare

@@ -6,18 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
-from pipeline.report.figures import (
+from pipeline.report.figures.curves import curves_info, draw_curves
+from pipeline.report.figures.mattered import draw_landscape, landscape_info
+from pipeline.report.figures.overfitting import draw_gaps, draw_overfitting, overfitting_info
+from pipeline.report.figures.range_tests import (
     MARKS_SAID,
     compared_finding,
-    curves_info,
-    draw_curves,
-    draw_gaps,
-    draw_landscape,
-    draw_overfitting,
     draw_range_test,
     draw_range_tests,
-    landscape_info,
-    overfitting_info,
     range_test_info,
 )
 from pipeline.report.overfitting import disagreement, overfitting_of

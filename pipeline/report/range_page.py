@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.report.figures import (
+from pipeline.report.figures.range_tests import (
     MARKS_SAID,
     RangeTestInfo,
     compared_finding,

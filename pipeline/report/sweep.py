@@ -134,7 +134,7 @@ def draw_sweep_run(row: SweepRow, metrics: Sequence[str], ranges: dict[str, tupl
     """Draw one rate's training and validation curves, a panel per metric, on the sweep's common axes."""
     from plotly.subplots import make_subplots
 
-    from pipeline.report.figures import PALETTE, style
+    from pipeline.report.figures.style import PALETTE, style
 
     figure = make_subplots(rows=max(len(metrics), 1), cols=1, shared_xaxes=True, vertical_spacing=0.07)
     style(figure, None, None, height=150 + 150 * max(len(metrics), 1))
@@ -165,7 +165,7 @@ def draw_sweep_together(sweep: Sweep, metric: str, limits: tuple[float, float]) 
     import plotly.graph_objects as go
     from plotly.colors import sample_colorscale
 
-    from pipeline.report.figures import SYMBOLS, style
+    from pipeline.report.figures.style import SYMBOLS, style
 
     figure = go.Figure()
     inks = sample_colorscale("Viridis", list(np.linspace(0.2, 0.85, len(sweep.rows))))
@@ -186,7 +186,7 @@ def draw_sweep(sweep: Sweep, metric: str) -> go.Figure:
     """Draw training and validation value at the last epoch over the learning rate, the gap shaded between them."""
     import plotly.graph_objects as go
 
-    from pipeline.report.figures import PALETTE, style
+    from pipeline.report.figures.style import PALETTE, style
 
     rows = [row for row in sweep.rows if metric in row.validation and row.trial.state == "complete"]
     x = [row.learning_rate for row in rows]
