@@ -456,6 +456,14 @@ class Study:
         return {"objective": objective["path"], **flatten(config), **flatten(kwargs)}
 
 
+def given_keys(config: StudyConfig) -> dict[str, Any]:
+    """Return the keys that file and options set, as they would stand in a study file; the storage stays out.
+
+    What travels to other machines and into reports: a storage's URL may carry a password.
+    """
+    return config.model_dump(mode="json", exclude_unset=True, exclude={"storage"})
+
+
 def flatten(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return the leaves of nested tables by dotted path.
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import KnownError, ObjectiveError, did_you_mean
 
@@ -91,3 +94,43 @@ def new_study(objective: Path) -> Path:
     except OSError as error:
         raise KnownError(f"{study}: cannot be written: {error.strerror}.") from None
     return study
+
+
+def as_toml(keys: Mapping[str, Any]) -> str:
+    """Return keys of a study file as TOML; keys without a value are left out.
+
+    Args:
+        keys: nested tables of numbers, texts, flags and lists.
+
+    >>> print(as_toml({"objective": {"path": "a.py", "kwargs": {}}, "search": {"decays": ["cosine"]}}), end="")
+    objective = "a.py"
+    <BLANKLINE>
+    [search]
+    decays = ["cosine"]
+    """
+    objective = keys.get("objective")
+    if isinstance(objective, Mapping) and not objective.get("kwargs"):
+        keys = {**keys, "objective": objective["path"]}
+    inline = ("objective",)
+    lines = [f"{_key(k)} = {_value(v)}" for k, v in keys.items() if v is not None and not _is_table(k, v, inline)]
+    for name, table in keys.items():
+        if _is_table(name, table, inline):
+            lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_table(name: str, value: Any, inline: tuple[str, ...]) -> bool:
+    return isinstance(value, Mapping) and name not in inline
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

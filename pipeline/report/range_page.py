@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from pipeline.report.figures.range_tests import (
     draw_range_test,
     draw_range_tests,
 )
+from pipeline.report.html import Figures, page
 
 if TYPE_CHECKING:
     from pipeline.search.range_test import RangeTest
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str]:
     """Return range_test.csv, bounds.csv and range_test.html by file name."""
     import pandas as pd
-    from plotly.offline import get_plotlyjs
 
     steps = pd.concat(
         pd.DataFrame(
@@ -38,28 +37,21 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
     bounds = pd.DataFrame(
         [{k: getattr(test, k) for k in ("optimizer", "low", "suggested", "high", "status")} for test in tests.values()]
     )
-    figures: list[str] = []
-    infos: list[RangeTestInfo] = []
-    config = {"displayModeBar": False}
-    for test in tests.values():
-        info = range_test_info_of(test)
-        infos.append(info)
-        figure = draw_range_test(info).to_html(full_html=False, include_plotlyjs=False, config=config)
-        figures.append(f"<h2>{html.escape(info.title)}</h2><p>{html.escape(test.note)}</p>{figure}")
-    together = draw_range_tests(infos).to_html(full_html=False, include_plotlyjs=False, config=config)
-    figures.insert(0, f"<h2>{html.escape(compared_finding(infos))}</h2><p>{html.escape(MARKS_SAID)}</p>{together}")
-    title = html.escape(f"Learning rate range test of {name}")
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:900px;margin:auto;padding:1rem}"
-        "h2{font-size:1rem;margin:1.5rem 0 0}p{margin:0;color:#57606a}</style>"
-        f"<script>{get_plotlyjs()}</script></head><body><h1>{title}</h1>{''.join(figures)}</body></html>"
+    infos, figures = [range_test_info_of(test) for test in tests.values()], Figures()
+    finding = compared_finding(infos)
+    made = page(
+        "range_test.html",
+        figures,
+        name=name,
+        finding=finding,
+        marks=MARKS_SAID,
+        together=figures.show(draw_range_tests(infos), finding),
+        single=[(info, figures.show(draw_range_test(info), info.title)) for info in infos],
     )
     return {
         "range_test.csv": steps.to_csv(index=False),
         "bounds.csv": bounds.to_csv(index=False),
-        "range_test.html": page,
+        "range_test.html": made,
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class TrialRecord:
         seconds: how long it took, or None.
         baseline: whether it is the Keras default.
         error: why it failed, or None.
+        started: when it began, or None.
     """
 
     number: int
@@ -61,6 +63,7 @@ class TrialRecord:
     seconds: float | None
     baseline: bool
     error: str | None
+    started: datetime | None = None
 
     @property
     def epochs_run(self) -> int:
@@ -105,6 +108,7 @@ class StudyRecord:
     shown_url: str
     widened: tuple[float, float] | None = None
     stopped: str | None = None
+    study_file: Mapping[str, Any] | None = None
 
     @property
     def baseline(self) -> TrialRecord | None:
@@ -119,6 +123,14 @@ class StudyRecord:
     def batch_size(self, configuration: Configuration) -> int:
         """Return the samples per step of a configuration."""
         return int(configuration.batch_size or self.about["batch_size"])
+
+    def shown_value(self, trial: TrialRecord) -> float | None:
+        """Return a trial's value; of a pruned one, that of its best epoch over the folds that it finished."""
+        curve = trial.mean_curve(self.monitor.name)
+        if trial.value is not None or not len(curve):
+            return trial.value
+        best = float(curve[int(np.argmin(self.monitor.cost(curve)))])
+        return best if math.isfinite(best) else None
 
     def count(self, outcome: str) -> int:
         """Return the number of trials that ended so."""
@@ -210,6 +222,7 @@ def load_record(study: Study) -> StudyRecord:
         widened=positions_after(trials, 1.0 if monitor.mode == "min" else -1.0) if attributes.get("widens") else None,
         shown_url=without_password(url),
         stopped=_stopped(attributes.get("stopped"), len(trials)),
+        study_file=attributes.get("study_file"),
     )
 
 
@@ -249,6 +262,7 @@ def _trial_record(trial: FrozenTrial, monitor: Monitor) -> TrialRecord:
         seconds=trial.duration.total_seconds() if trial.duration is not None else None,
         baseline=bool(attributes.get("baseline")),
         error=attributes.get("error"),
+        started=trial.datetime_start,
     )
 
 

@@ -35,7 +35,7 @@ from pipeline.search.stopping import StopRule
 from pipeline.search.stored import configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
-from pipeline.study_file import SearchSection
+from pipeline.study_file import SearchSection, given_keys
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.words import duration
 
@@ -265,6 +265,7 @@ class StudyRunner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([prepared.monitor.name])
+            study.set_user_attr("study_file", given_keys(self.config))
             # Last: its presence says that the study was set up whole.
             study.set_user_attr("definition", definition_of(self.prepared))
         return study

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report.figures.style import PALETTE, style
+from pipeline.report.figures.style import PALETTE, legend_above, log_y, said, style
 from pipeline.report.records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class CurvesInfo:
         rates: learning rate at the start of each epoch.
         best_epoch, overfit_epoch: counted from 1, or None.
         metric: what is drawn.
+        said: the whole configuration, for hovering.
     """
 
     title: str
@@ -39,6 +40,7 @@ class CurvesInfo:
     best_epoch: int | None
     overfit_epoch: int | None
     metric: str
+    said: str = ""
 
 
 def curves_info(record: StudyRecord, trial: TrialRecord) -> CurvesInfo:
@@ -63,6 +65,7 @@ def curves_info(record: StudyRecord, trial: TrialRecord) -> CurvesInfo:
         best_epoch=trial.best_epoch,
         overfit_epoch=trial.overfit_epoch,
         metric="loss",
+        said=said(trial),
     )
 
 
@@ -71,6 +74,7 @@ def draw_curves(info: CurvesInfo) -> go.Figure:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.74, 0.26], vertical_spacing=0.06)
+    more = f"<br>{info.said}<extra></extra>"
     for name, mean, folds, ink, dash in (
         ("training", info.train, info.train_folds, PALETTE[1], "dot"),
         ("validation", info.validation, info.validation_folds, PALETTE[0], "solid"),
@@ -79,17 +83,17 @@ def draw_curves(info: CurvesInfo) -> go.Figure:
             figure.add_scatter(
                 x=list(range(1, len(curve) + 1)), y=list(curve), mode="lines", line={"width": 1, "color": ink},
                 opacity=0.3, showlegend=False, name=f"{name}, fold {fold + 1}",
-                hovertemplate=f"{name}, fold {fold + 1}, epoch %{{x}}: %{{y:.4g}}<extra></extra>", row=1, col=1,
+                hovertemplate=f"{name}, fold {fold + 1}, epoch %{{x}}: %{{y:.4g}}{more}", row=1, col=1,
             )  # fmt: skip
         figure.add_scatter(
             x=list(info.epochs), y=list(mean), mode="lines", line={"width": 2.5, "color": ink, "dash": dash},
-            name=name, hovertemplate=f"{name}, epoch %{{x}}: %{{y:.4g}}<extra></extra>", row=1, col=1,
+            name=name, hovertemplate=f"{name}, epoch %{{x}}: %{{y:.4g}}{more}", row=1, col=1,
         )  # fmt: skip
     if info.best_epoch and info.best_epoch <= len(info.validation):
         figure.add_scatter(
             x=[info.best_epoch], y=[info.validation[info.best_epoch - 1]], mode="markers", name="best epoch",
             marker={"size": 10, "symbol": "circle-open", "color": PALETTE[0], "line": {"width": 2}},
-            hovertemplate="best epoch %{x}: %{y:.4g}<extra></extra>", row=1, col=1,
+            hovertemplate=f"best epoch %{{x}}: %{{y:.4g}}{more}", row=1, col=1,
         )  # fmt: skip
     if info.overfit_epoch:
         figure.add_vline(
@@ -98,12 +102,15 @@ def draw_curves(info: CurvesInfo) -> go.Figure:
         )  # fmt: skip
     figure.add_scatter(
         x=list(info.epochs), y=list(info.rates), mode="lines", line={"width": 2, "color": PALETTE[2]},
-        name="learning rate", showlegend=False, hovertemplate="epoch %{x}: rate %{y:.3g}<extra></extra>", row=2, col=1,
+        name="learning rate", showlegend=False,
+        hovertemplate=f"epoch %{{x}}: rate %{{y:.3g}}{more}", row=2, col=1,
     )  # fmt: skip
     style(figure, None, None, height=360)
-    smallest = min([v for v in (*info.train, *info.validation) if np.isfinite(v)], default=1.0)
-    figure.update_yaxes(title_text=info.metric, type="log" if smallest > 0 else "linear", row=1, col=1)
+    drawn = [v for v in (*info.train, *info.validation) if np.isfinite(v)]
+    figure.update_yaxes(title_text=info.metric, row=1, col=1)
+    if drawn and min(drawn) > 0:
+        log_y(figure, min(drawn), max(drawn), row=1, col=1)
     figure.update_yaxes(title_text="rate", rangemode="tozero", nticks=3, row=2, col=1)
     figure.update_xaxes(title_text="epoch", row=2, col=1)
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    legend_above(figure)
     return figure

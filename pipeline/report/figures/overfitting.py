@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.figures.style import SYMBOLS, colour, style
+from pipeline.report.figures.style import SYMBOLS, colour, legend_above, said, style
 from pipeline.report.overfitting import Overfitting
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def overfitting_info(found: Overfitting) -> dict[str, dict[str, list[Any]]]:
         entry["epoch"].append(analysis.overfit_epoch)
         entry["gap_at_best"].append(analysis.gap_at_best)
         entry["gap_at_end"].append(analysis.gap_at_end)
-        entry["text"].append(f"trial {fit.trial.number}: {c.describe()}, {analysis.verdict}")
+        entry["text"].append(f"{said(fit.trial)}, {analysis.verdict}")
     return points
 
 
@@ -52,7 +52,7 @@ def draw_overfitting(points: dict[str, dict[str, list[Any]]], epochs: int) -> go
         tickvals=[*marks, top], ticktext=[*map(str, marks), "does not"], range=[0, top + 0.06 * epochs + 0.5]
     )
     figure.update_xaxes(type="log", exponentformat="power")
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    legend_above(figure)
     return figure
 
 
@@ -85,5 +85,5 @@ def draw_gaps(points: dict[str, dict[str, list[Any]]], metric: str) -> go.Figure
         low, high = min(0.0, *gaps), max(gaps)
         usual = 6 * float(np.quantile(np.abs(gaps), 0.75)) or 1.0
         figure.update_yaxes(range=[max(low, -usual) * 1.05, min(high, usual) * 1.05])
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    legend_above(figure)
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.report.figures.style import FAINT, colour, style
+from pipeline.report.figures.style import FAINT, PALETTE, colour, legend_above, said, style
 from pipeline.report.records import StudyRecord
 from pipeline.search.range_test import describe_bounds, landmarks, loss_change
 
@@ -150,7 +150,7 @@ def draw_range_tests(infos: Sequence[RangeTestInfo]) -> go.Figure:
     figure.update_yaxes(title_text="change per batch", range=[1.2 * deepest, -1.2 * deepest], row=2, col=1)
     figure.update_xaxes(type="log", exponentformat="power", dtick=1)
     figure.update_xaxes(title_text="learning rate", row=2, col=1)
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+    legend_above(figure)
     return figure
 
 
@@ -158,3 +158,87 @@ MARKS_SAID = (
     "Marks on each curve: steepest descent (diamond), the rate just left of the minimum (triangle), the minimum "
     "(circle). Bars below: the bounds of the search, with the rate to try first."
 )
+
+
+@dataclass(frozen=True)
+class InsideInfo:
+    """Where the trials fell inside the bounds, ready to draw.
+
+    Attributes:
+        bounds: (low, suggested, high) per optimizer.
+        trials: per optimizer (learning rate, whether it is among the best quarter, description) of each trial.
+        best: (optimizer, learning rate) of the best trial, or None.
+        title: the finding.
+    """
+
+    bounds: dict[str, tuple[float, float, float]]
+    trials: dict[str, list[tuple[float, bool, str]]]
+    best: tuple[str, float] | None
+    title: str
+
+
+GOOD_SHARE = 0.25
+"""Trials in this best share of all that ran through are called good."""
+
+
+def inside_info(record: StudyRecord) -> InsideInfo | None:
+    """Return where good and other trials fell inside the bounds of the range tests; None without range tests."""
+    ranked = record.ranked()
+    if not record.tests or not ranked:
+        return None
+    good = {trial.number for trial in ranked[: max(1, round(GOOD_SHARE * len(ranked)))]}
+    bounds = {name: (test["low"], test["suggested"], test["high"]) for name, test in record.tests.items()}
+    trials: dict[str, list[tuple[float, bool, str]]] = {name: [] for name in bounds}
+    places = []
+    for trial in record.trials:
+        c = trial.configuration
+        if c is None or c.optimizer not in trials or trial.state not in ("complete", "pruned"):
+            continue
+        trials[c.optimizer].append((c.learning_rate, trial.number in good, said(trial)))
+        low, _, high = bounds[c.optimizer]
+        if trial.number in good:
+            places.append(float(np.log(c.learning_rate / low) / np.log(high / low)))
+    top = ranked[0].configuration
+    middle = sum(0.1 <= place <= 0.9 for place in places)
+    outside = sum(not 0.0 <= place <= 1.0 for place in places)
+    title = f"{middle} of the {len(places)} best trials lie well inside the bounds"
+    if middle < len(places):
+        edge = len(places) - middle - outside
+        parts = [f"{edge} near an edge"] if edge else []
+        title += f", {' and '.join([*parts, f'{outside} beyond'] if outside else parts)}"
+    best = (top.optimizer, top.learning_rate) if top is not None and top.optimizer in bounds else None
+    return InsideInfo(bounds, trials, best, title)
+
+
+def draw_inside(info: InsideInfo) -> go.Figure:
+    """Draw a band from low to high per optimizer, every trial faint in it, the best quarter bold."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, (low, suggested, high) in reversed(info.bounds.items()):
+        ink = colour(name)
+        figure.add_scatter(
+            x=[low, high], y=[name, name], mode="lines", line={"width": 16, "color": ink}, opacity=0.2,
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[suggested], y=[name], mode="markers", showlegend=False,
+            marker={"symbol": "line-ns-open", "size": 18, "color": ink, "line": {"width": 2}},
+            hovertemplate=f"{name}: try %{{x:.3g}} first, search {low:.2g} to {high:.2g}<extra></extra>",
+        )  # fmt: skip
+        for is_good, symbol, size in ((False, "circle-open", 6), (True, "circle", 9)):
+            chosen = [(rate, text) for rate, good, text in info.trials[name] if good == is_good]
+            figure.add_scatter(
+                x=[rate for rate, _ in chosen], y=[name] * len(chosen), text=[text for _, text in chosen],
+                mode="markers", marker={"symbol": symbol, "size": size, "color": ink}, showlegend=False,
+                hovertemplate="%{text}<extra></extra>",
+            )  # fmt: skip
+    if info.best is not None:
+        figure.add_scatter(
+            x=[info.best[1]], y=[info.best[0]], mode="markers", showlegend=False, hoverinfo="skip",
+            marker={"symbol": "star-open", "size": 19, "color": PALETTE[1], "line": {"width": 2}},
+        )  # fmt: skip
+    style(figure, "learning rate", None, height=120 + 36 * max(len(info.bounds), 2))
+    figure.update_xaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_layout(margin={"t": 8})
+    return figure

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.report.records import TrialRecord
 from pipeline.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -40,3 +43,49 @@ def style(figure: go.Figure, x: str | None, y: str | None, height: int) -> None:
     )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zeroline=False, linecolor=FAINT, title_text=x, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, linecolor=FAINT, title_text=y, automargin=True)
+
+
+def legend_above(figure: go.Figure) -> None:
+    """Put the legend in a row above the axes."""
+    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
+
+
+def log_y(figure: go.Figure, low: float, high: float, **place: int) -> None:
+    """Make an axis of values logarithmic, with as few ticks as can be read.
+
+    Args:
+        figure: the figure.
+        low, high: smallest and largest value shown, above 0.
+        place: row and column, in a figure of several axes.
+    """
+    decades = math.log10(high / low) if 0 < low < high else 1.0
+    ticks = 1 if decades > 2.5 else "D2" if decades > 1.2 else "D1"
+    figure.update_yaxes(type="log", dtick=ticks, minor={"showgrid": False}, **place)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an outcome is shown: its words, colour, marker and, for bars, pattern."""
+
+    name: str
+    ink: str
+    symbol: str
+    pattern: str
+
+
+OUTCOMES = {
+    "complete": Look("ran through", PALETTE[0], "circle", ""),
+    "pruned": Look("were pruned", PALETTE[5], "circle-open", "/"),
+    "diverged": Look("diverged", PALETTE[1], "x", "x"),
+    "failed": Look("failed", PALETTE[3], "cross", "."),
+    "running": Look("are running", PALETTE[7], "triangle-up-open", "-"),
+    "waiting": Look("are waiting", PALETTE[7], "triangle-down-open", "|"),
+}
+
+
+def said(trial: TrialRecord) -> str:
+    """Return a trial's number, whole configuration and outcome, for hovering."""
+    what = trial.configuration.describe() if trial.configuration else "not drawn yet"
+    ended = {"complete": "ran through"}.get(trial.outcome, trial.outcome)
+    default = "Keras default, " if trial.baseline else ""
+    return f"trial {trial.number}: {default}{what}, {ended}"
