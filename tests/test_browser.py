@@ -62,6 +62,7 @@ class Opened:
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=scheme,
+            reduced_motion="reduce",
             permissions=["clipboard-read", "clipboard-write"],
         )
         self.page = context.new_page()
@@ -164,8 +165,9 @@ def test_hovering_tells_the_whole_configuration(browser, report):
     with Opened(browser, report.parent.parent / "hover" / "report.html") as opened:
         texts = opened.page.evaluate(TEXTS)
         assert any(f"trial {best.trial.number}: {best.configuration.describe()}" in str(text) for text in texts)
-        points = opened.page.locator("#mattered ~ .card .points path").first
+        points = opened.page.locator("#mattered ~ .card .scatterlayer .points path").first
         points.scroll_into_view_if_needed()
+        opened.page.wait_for_timeout(300)
         box = points.bounding_box()
         opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         opened.page.wait_for_function(
