@@ -7,6 +7,7 @@ when they run; `--help`, `status`, `report` and `dashboard` never do.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -51,6 +52,10 @@ OutputOption = Annotated[
     Path | None, typer.Option("--output", help="Folder of the results, instead of one beside the study file.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one JSON object, and progress as one JSON object per line."),
+]
 KEYS = {"allow_extra_args": True, "ignore_unknown_options": True}
 KEYS_HELP = "\n\nAny key of the study file can be given as an option: --trials 10 --validation.folds 3."
 
@@ -78,36 +83,41 @@ def tune(
         bool, typer.Option("--fresh", help="Throw away the trials of an earlier run of this study first.")
     ] = False,
     quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     from pipeline.progress import Reporter
     from pipeline.report.export import check_writable
 
     settings = _read(context, study, output)
-    reporter = Reporter(quiet)
+    reporter = Reporter(quiet, as_json)
     check_writable(settings.output)
     signal.signal(signal.SIGTERM, _on_terminate)
     _say_resume(shlex.join(["lrtune", *(word for word in sys.argv[1:] if word != "--fresh")]))
     reporter.stage("study", f"{settings.name}: {settings.config.objective.path}, {settings.config.trials} trials")
+    from pipeline.report.dashboard import published
     from pipeline.search.prepare import prepare
     from pipeline.search.study import StudyRunner
 
     runner = StudyRunner(prepare(settings, reporter), reporter)
+    old_copy = published(settings) if fresh else None
     try:
         runner.run(fresh=fresh)
     except KeyboardInterrupt:
         # What is there so far is worth a look; a second Ctrl-C ends at once.
         with contextlib.suppress(Exception):
-            _write_report(settings, quiet=True)
+            _write_report(settings)
         raise
     except NoAnswerError:
         # Its trials say why; results of an earlier study must not stand beside them.
-        _write_report(settings, quiet=True)
+        _write_report(settings)
         raise
     import time
 
     from pipeline.words import duration
 
-    _write_report(settings)
+    if old_copy is not None:
+        old_copy.unlink(missing_ok=True)
+    _write_report(settings, reporter, "json" if as_json else "text")
     reporter.stage("done", f"in {duration(time.monotonic() - reporter.started)}")
 
 
@@ -118,13 +128,17 @@ def tune(
     epilog="Example: lrtune range-test studies/digits.toml",
 )
 def range_test(
-    context: typer.Context, study: StudyArgument, output: OutputOption = None, quiet: QuietOption = False
+    context: typer.Context,
+    study: StudyArgument,
+    output: OutputOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    from pipeline.progress import Reporter
+    from pipeline.progress import Reporter, sparkline
     from pipeline.report.export import check_writable, write_files
 
     settings = _read(context, study, output)
-    reporter = Reporter(quiet)
+    reporter = Reporter(quiet, as_json)
     check_writable(settings.output)
     from pipeline.report.figures.range_tests import compared_finding
     from pipeline.report.range_page import range_test_files, range_test_info_of
@@ -132,13 +146,21 @@ def range_test(
 
     prepared = prepare(settings, reporter)
     tests = range_tests(prepared, reporter)
-    print(f"{'optimizer':<10} {'low':>9} {'suggested':>10} {'high':>9}  status")
-    for test in tests.values():
-        numbers = f"{test.low:>9.3g} {test.suggested:>10.3g} {test.high:>9.3g}"
-        print(f"{test.optimizer:<10} {numbers}  {test.status}: {test.note}")
-    reporter.stage("compared", compared_finding([range_test_info_of(test) for test in tests.values()]))
-    for path in write_files(settings.output, range_test_files(settings.name, tests)):
+    infos = [range_test_info_of(test) for test in tests.values()]
+    if not as_json:
+        print(f"{'optimizer':<10} {'smoothed loss':<20} {'low':>9} {'suggested':>10} {'high':>9}  status")
+    for info in infos if not as_json else ():
+        line = sparkline([None if v is None else min(v, 1.5 * (info.smoothed[0] or v)) for v in info.smoothed])
+        numbers = f"{info.low:>9.3g} {info.suggested:>10.3g} {info.high:>9.3g}"
+        print(f"{info.optimizer:<10} {line:<20} {numbers}  {info.status}: {info.note}")
+    reporter.stage("compared", compared_finding(infos))
+    written = write_files(settings.output, range_test_files(settings.name, tests))
+    for path in written:
         reporter.stage("wrote", str(path))
+    if as_json:
+        keys = ("optimizer", "low", "suggested", "high", "status", "note")
+        bounds = [{key: getattr(info, key) for key in keys} for info in infos]
+        _print_json({"study": settings.name, "bounds": bounds, "files": [str(path) for path in written]})
 
 
 @app.command(
@@ -146,12 +168,42 @@ def range_test(
     help="Rebuild report and result files from the storage, without TensorFlow." + KEYS_HELP,
     epilog="Example: lrtune report studies/digits.toml",
 )
-def report(context: typer.Context, study: StudyArgument, output: OutputOption = None) -> None:
+def report(
+    context: typer.Context, study: StudyArgument, output: OutputOption = None, as_json: JsonOption = False
+) -> None:
+    from pipeline.progress import Reporter
     from pipeline.report.export import check_writable
 
     settings = _read(context, study, output)
     check_writable(settings.output)
-    _write_report(settings)
+    _write_report(settings, Reporter(as_json=as_json), "json" if as_json else "text")
+
+
+@app.command(
+    help="Compare studies: their answers, what they cost, and their curves on the same axes.",
+    epilog="Example: lrtune compare studies/a.toml studies/b.toml --output comparison.html",
+)
+def compare(
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY STUDY...", help="Two study files or more.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", help="The page to write.")] = Path("comparison.html"),
+    as_json: JsonOption = False,
+) -> None:
+    from pipeline.report.compare import compare_rows, compare_text, differences, write_comparison
+    from pipeline.report.records import load_record
+    from pipeline.study_file import read_study
+
+    if len(studies) < 2:
+        raise UsageError("compare needs at least two studies, got one.")
+    if output.is_dir():
+        raise UsageError(f"--output must name a page to write, got the folder {output}.")
+    records = [load_record(read_study(path)) for path in studies]
+    written = write_comparison(records, output)
+    if as_json:
+        _print_json({"studies": compare_rows(records), "notes": differences(records), "file": str(written)})
+    else:
+        print(f"{compare_text(records)}\n\nPage: {written}")
 
 
 @app.command(
@@ -159,10 +211,14 @@ def report(context: typer.Context, study: StudyArgument, output: OutputOption = 
     help="Show trials by state, the best so far and the time left." + KEYS_HELP,
     epilog="Example: lrtune status studies/digits.toml",
 )
-def status(context: typer.Context, study: StudyArgument) -> None:
-    from pipeline.report.status import status_text
+def status(context: typer.Context, study: StudyArgument, as_json: JsonOption = False) -> None:
+    from pipeline.report.status import status_of
 
-    print(status_text(_read(context, study, None)))
+    found = status_of(_read(context, study, None))
+    if as_json:
+        _print_json(vars(found))
+    else:
+        print(found.text())
 
 
 @app.command(
@@ -170,15 +226,23 @@ def status(context: typer.Context, study: StudyArgument) -> None:
     help="Check study file, objective and data by training one batch; change nothing." + KEYS_HELP,
     epilog="Example: lrtune check studies/digits.toml",
 )
-def check(context: typer.Context, study: StudyArgument, quiet: QuietOption = False) -> None:
+def check(
+    context: typer.Context, study: StudyArgument, quiet: QuietOption = False, as_json: JsonOption = False
+) -> None:
     from pipeline.progress import Reporter
 
     settings = _read(context, study, None)
     from pipeline.search.prepare import check_one_batch, prepare
 
-    prepared = prepare(settings, Reporter(quiet))
+    prepared = prepare(settings, Reporter(quiet, as_json))
     loss = check_one_batch(prepared)
     folds = len(prepared.splits)
+    if as_json:
+        steps = prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)
+        facts = {"study": settings.name, "samples": prepared.objective.train.samples, "folds": folds}
+        monitored = {"monitor": prepared.monitor.name, "mode": prepared.monitor.mode}
+        _print_json({**facts, "steps_per_epoch": steps, **monitored, "first_loss": loss})
+        return
     print(
         f"{study}: sound. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
         f"{prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)} steps per epoch, optimizing "
@@ -226,7 +290,13 @@ def dashboard(
     help="Train the recommendation on all training data, evaluate once on the test set, save model.keras." + KEYS_HELP,
     epilog="Example: lrtune fit studies/digits.toml",
 )
-def fit(context: typer.Context, study: StudyArgument, output: OutputOption = None, quiet: QuietOption = False) -> None:
+def fit(
+    context: typer.Context,
+    study: StudyArgument,
+    output: OutputOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
     from pipeline.progress import Reporter
     from pipeline.report.export import check_writable
     from pipeline.report.records import load_record, recommend
@@ -237,7 +307,7 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
     answer = recommend(answer_record)
     if answer is None:
         raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
-    reporter, config = Reporter(quiet), settings.config
+    reporter, config = Reporter(quiet, as_json), settings.config
     reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all training data")
     from pipeline.search.fit import fit_recommended
     from pipeline.search.prepare import objective_of
@@ -256,6 +326,9 @@ def fit(context: typer.Context, study: StudyArgument, output: OutputOption = Non
             plateau_rates=answer.trial.mean_rates(answer.epochs),
             on_epoch=lambda done, loss: bar.update(done, f"loss {loss:.4g}"),
         )
+    if as_json:
+        _print_json({"model": str(fitted.path), "epochs": answer.epochs, "test": fitted.test, "train": fitted.train})
+        return
     for name, value in fitted.test.items():
         print(f"test {name} {value:.4g}")
     print(f'Saved {fitted.path}; load it with keras.models.load_model("{fitted.path}")')
@@ -276,21 +349,41 @@ def init(
     print(f"Wrote {path}. Next: lrtune check {path}, then lrtune tune {path}")
 
 
-def _write_report(settings: Any, quiet: bool = False) -> None:
-    """Write every result file from the storage and print the answer."""
-    from pipeline.report.export import write_results
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _write_report(settings: Any, reporter: Any = None, answer: str = "none") -> None:
+    """Write every result file from the storage, publish it in the dashboard, and print the answer.
+
+    Args:
+        settings: the study.
+        reporter: told when the dashboard cannot have it.
+        answer: "text", "json" or "none".
+    """
+    from pipeline.report.dashboard import publish
+    from pipeline.report.export import best_json, write_results
     from pipeline.report.page import render
-    from pipeline.report.records import load_record
+    from pipeline.report.records import load_record, recommend
     from pipeline.report.summary import summary
 
     record = load_record(settings)
     paths = write_results(record, settings.output, render(record))
+    try:
+        publish(settings, record, settings.output / "report.html")
+    except KnownError as error:  # a storage that is only read, a folder that is: the files are written all the same
+        if reporter is not None:
+            reporter.stage("dashboard", f"has no note of this report: {error}")
     if settings.config.tensorboard.logs:
         from pipeline.report.tensorboard import write_logs
 
         write_logs(record, settings.output / "tensorboard")
-    if not quiet:
+    if answer == "text":
         print(summary(record, paths))
+    elif answer == "json":
+        found = recommend(record)
+        best = best_json(record, found) if found is not None else None
+        _print_json({"study": record.name, "answer": best, "files": [str(path) for path in paths]})
 
 
 def _read(context: typer.Context, path: Path, output: Path | None) -> Any:

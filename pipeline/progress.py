@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,6 +32,7 @@ class Bar:
     started: float
     started_at: int
     printed: float
+    as_json: bool = False
 
     def update(self, done: int, note: str) -> None:
         """Show the work done and a note; time left is estimated from this run's own pace."""
@@ -42,6 +45,9 @@ class Bar:
             self.rich.update(self.task, completed=done, note=note, left=time_left)
         elif now - self.printed >= PLAIN_EVERY_SECONDS or done == self.total:
             self.printed = now
+            if self.as_json:
+                _print_json(self.console, {"progress": self.name, "done": done, "total": self.total, "note": note})
+                return
             parts = [f"{self.name} {done}/{self.total}", note, time_left]
             self.console.print(
                 " · ".join(part for part in parts if part), markup=False, highlight=False, soft_wrap=True
@@ -53,16 +59,21 @@ class Reporter:
 
     Args:
         quiet: print nothing.
+        as_json: print one JSON object per line, for programs.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self.as_json = as_json
         self.started = time.monotonic()
 
     def stage(self, name: str, text: str) -> None:
         """Print one line: the stage's name and what came of it."""
         label = f"{name:<12}"
-        if self.console.is_terminal:
+        if self.as_json:
+            seconds = round(time.monotonic() - self.started, 1)
+            _print_json(self.console, {"stage": name, "text": text, "seconds": seconds})
+        elif self.console.is_terminal:
             self.console.print(f"[bold cyan]{label}[/]", end="")
             self.console.print(text, markup=False, soft_wrap=True)
         else:
@@ -78,8 +89,8 @@ class Reporter:
             done: how much of it was done before.
         """
         now = time.monotonic()
-        if not self.console.is_terminal or self.console.quiet:
-            yield Bar(name, total, done, None, None, self.console, now, done, now)
+        if not self.console.is_terminal or self.console.quiet or self.as_json:
+            yield Bar(name, total, done, None, None, self.console, now, done, now, self.as_json)
             return
         columns = (
             TextColumn(f"[bold cyan]{name:<12}"),
@@ -91,3 +102,34 @@ class Reporter:
         with Progress(*columns, console=self.console, transient=True) as progress:
             task = progress.add_task(name, total=total, completed=done, note="", left="")
             yield Bar(name, total, done, progress, task, self.console, now, done, now)
+
+
+def _print_json(console: Console, value: object) -> None:
+    console.print(json.dumps(value), markup=False, highlight=False, soft_wrap=True)
+
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float | None], width: int = 20) -> str:
+    """Return a curve as a line of small bars; gaps where a value is missing.
+
+    Args:
+        values: the curve.
+        width: most characters that it may take.
+
+    >>> sparkline([3.0, 2.0, 1.0, 2.0, 8.0])
+    '▃▂▁▂█'
+    """
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    count = min(width, len(values))
+    shown = []
+    for place in range(count):
+        part = values[place * len(values) // count : (place + 1) * len(values) // count]
+        known = [v for v in part if v is not None and math.isfinite(v)]
+        level = (sum(known) / len(known) - low) / (high - low or 1.0) if known else None
+        shown.append(" " if level is None else SPARKS[min(int(level * len(SPARKS)), len(SPARKS) - 1)])
+    return "".join(shown)

@@ -385,10 +385,10 @@ def test_an_exception_in_trials_is_recorded_and_many_in_a_row_stop_the_study(tin
 
 def test_status_says_what_optuna_reads(tiny):
     """The counts, the best value and its trial are those of Optuna's own loading."""
-    from pipeline.report.status import status_text
+    from pipeline.report.status import status_of
 
     study = tune(tiny, trials=6, **{"confirm.finalists": 0})
-    text = status_text(read_study(tiny, {"confirm.finalists": 0, "trials": 9}))
+    text = status_of(read_study(tiny, {"confirm.finalists": 0, "trials": 9})).text()
     complete = sum(t.state.name == "COMPLETE" for t in study.trials)
     assert text.startswith("tiny_study: 6 of 9 trials")
     assert f"{complete} ran through" in text

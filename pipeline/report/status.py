@@ -7,6 +7,7 @@ queries instead of loading Optuna and every trial; the tests hold it to what Opt
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,49 @@ def _time(value: Any) -> datetime:
     return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
 
 
-def status_text(study: Study) -> str:
+@dataclass(frozen=True)
+class Status:
+    """Where a study stands.
+
+    Attributes:
+        name: the study.
+        finished, total: trials that have ended, and how many there are to be.
+        stopped: whether its rule ended it early.
+        counts: trials by what became of them.
+        best: best value so far, what it is a value of, with which configuration and in which trial; or None.
+        seconds_left: at the pace so far, or None.
+        confirmed: whether the confirmation is whole; None where it is not wanted or not due yet.
+        confirm_runs: confirmation runs so far.
+    """
+
+    name: str
+    finished: int
+    total: int
+    stopped: bool
+    counts: dict[str, int]
+    best: dict[str, Any] | None
+    seconds_left: float | None
+    confirmed: bool | None
+    confirm_runs: int
+
+    def text(self) -> str:
+        """Return it for people."""
+        lines = [
+            f"{self.name}: {self.finished} of {self.total} trials" + (" (stopped by its rule)" if self.stopped else ""),
+            "  " + (", ".join(f"{count} {label}" for label, count in self.counts.items() if count) or "none yet"),
+        ]
+        if self.best is not None:
+            found = f"{self.best['value']:.5g}: {self.best['configuration']} (trial {self.best['trial']})"
+            lines.append(f"  best {self.best['monitor']} {found}")
+        if self.seconds_left is not None:
+            lines.append(f"  about {duration(self.seconds_left)} of trials left")
+        if self.confirmed is not None:
+            runs = f"not confirmed yet ({self.confirm_runs} confirmation runs)"
+            lines.append(f"  {'confirmed on fresh seeds' if self.confirmed else runs}")
+        return "\n".join(lines)
+
+
+def status_of(study: Study) -> Status:
     """Return trials by state, the best so far, and the time left at the pace so far.
 
     Raises:
@@ -128,7 +171,7 @@ def status_text(study: Study) -> str:
             return _describe(study, _Tables(connection, study.name))
 
 
-def _describe(study: Study, tables: _Tables) -> str:
+def _describe(study: Study, tables: _Tables) -> Status:
     if tables.study_id is None:
         raise StorageError(
             f"{study.path}: the storage {without_password(study.storage_url)} holds no study named '{study.name}'. "
@@ -142,24 +185,28 @@ def _describe(study: Study, tables: _Tables) -> str:
         total = finished
     shown = {label: counts.get(state, 0) for label, state in STATES}
     shown["pruned"] -= diverged
-    ordered = [("ran through", shown.pop("ran through")), ("pruned", shown.pop("pruned")), ("diverged", diverged)]
-    lines = [
-        f"{study.name}: {finished} of {total} trials"
-        + (" (stopped by its rule)" if total < study.config.trials else ""),
-        "  " + (", ".join(f"{count} {label}" for label, count in (*ordered, *shown.items()) if count) or "none yet"),
-    ]
-    best = tables.best()
-    if best is not None:
-        trial_id, number, value = best
+    ordered = {"ran through": shown.pop("ran through"), "pruned": shown.pop("pruned"), "diverged": diverged, **shown}
+    best = None
+    found = tables.best()
+    if found is not None:
+        trial_id, number, value = found
         monitor = (tables.attribute("about") or {}).get("monitor", "value")
-        lines.append(f"  best {monitor} {value:.5g}: {tables.configuration(trial_id)} (trial {number})")
+        best = {"monitor": monitor, "value": value, "configuration": tables.configuration(trial_id), "trial": number}
     mean = tables.mean_seconds()
-    if mean is not None and finished < total:
-        lines.append(f"  about {duration(mean * (total - finished))} of trials left")
+    confirmed, runs = None, 0
     if finished >= total and study.config.confirm.finalists:
         confirm = tables.attribute("confirm") or {"values": {}, "candidates": [], "repeats": 0}
-        done = sum(len(confirm["values"].get(str(number), [])) for number in confirm["candidates"])
+        runs = sum(len(confirm["values"].get(str(number), [])) for number in confirm["candidates"])
         asked = confirm["repeats"] * len(confirm["candidates"])
-        whole = asked and done >= asked
-        lines.append("  confirmed on fresh seeds" if whole else f"  not confirmed yet ({done} confirmation runs)")
-    return "\n".join(lines)
+        confirmed = bool(asked) and runs >= asked
+    return Status(
+        name=study.name,
+        finished=finished,
+        total=total,
+        stopped=total < study.config.trials,
+        counts=ordered,
+        best=best,
+        seconds_left=mean * (total - finished) if mean is not None and finished < total else None,
+        confirmed=confirmed,
+        confirm_runs=runs,
+    )

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import KnownError, NoAnswerError, StorageError
 from pipeline.objective import describe_fault
-from pipeline.progress import Reporter
+from pipeline.progress import Reporter, sparkline
 from pipeline.search.confirmation import confirm, confirmation_seconds
 from pipeline.search.definition import about, check_same, definition_of
 from pipeline.search.prepare import Prepared, range_tests, space_of, training_failed
@@ -87,8 +87,7 @@ class StudyRunner:
                     decision = str(self.prepared.engine.fallback)
                     self.reporter.stage("engine", decision)
                 for test in tests.values():
-                    bounds = f"{test.optimizer:<9} {test.low:8.2g} … {test.high:<8.2g}"
-                    self.reporter.stage("range test", f"{bounds} try {test.suggested:<8.2g} {test.note}")
+                    self.reporter.stage("range test", describe_test(test))
             # Only now: a study that cannot begin must not cost the one that is there.
             if existing is not None and fresh:
                 self._delete(existing)
@@ -412,7 +411,10 @@ class StudyRunner:
         if not complete:
             return ""
         best = min(complete, key=lambda t: float(self.prepared.monitor.cost(t.value)))
-        return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}"
+        diverged = sum(bool(t.user_attrs.get("diverged_at")) for t in trials)
+        pruned = sum(t.state == TrialState.PRUNED for t in trials) - diverged
+        ended = "".join(f", {count} {what}" for count, what in ((pruned, "pruned"), (diverged, "diverged")) if count)
+        return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}{ended}"
 
     def _run_one(self, queue: TrialQueue, taken: Taken, past: dict[int, PastTrial]) -> None:
         """Train and tell.  An interruption puts the trial back into the queue."""
@@ -504,6 +506,13 @@ class StudyRunner:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, outcome.value)
+
+
+def describe_test(test: RangeTest) -> str:
+    """Return a range test in one line: its smoothed losses as a sparkline, bounds, suggestion and what they rest on."""
+    line = sparkline([min(float(v), float(test.smoothed[0]) * 1.5) for v in test.smoothed])
+    bounds = f"{test.optimizer:<9} {line:<20} {test.low:8.2g} … {test.high:<8.2g}"
+    return f"{bounds} try {test.suggested:<8.2g} {test.note}"
 
 
 def report_epochs(epochs: int, folds: int) -> set[int]:
