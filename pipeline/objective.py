@@ -94,6 +94,7 @@ def load_objective(
     seed: int = 0,
     steps_per_epoch: int | None = None,
     limit: int | float | None = None,
+    module: ModuleType | None = None,
 ) -> Objective:
     """Import an objective, load its data, build its model once, and check them against each other.
 
@@ -107,6 +108,7 @@ def load_objective(
         seed: seed of that hold-out, and of the choice of fewer samples.
         steps_per_epoch: steps of an epoch, for datasets only.
         limit: training samples to use, as a number, or below 1 as a share of them; None uses all.
+        module: the objective itself, where it is no file: it has `build_model` and `load_data`.
 
     Returns:
         The objective.
@@ -114,16 +116,29 @@ def load_objective(
     Raises:
         ObjectiveError: for everything that is wrong with it, in one message.
     """
-    path = find_objective(name, study_folder)
+    path = find_objective(name, study_folder) if module is None else None
     with repeatable_shuffles() as shuffles:
+        import_tensorflow()
+        loaded = _import(name, path) if module is None else module
         return _load(
-            name, path, shuffles, dict(kwargs or {}), test_fraction, ordered, grouped, seed, steps_per_epoch, limit
+            name,
+            path,
+            loaded,
+            shuffles,
+            dict(kwargs or {}),
+            test_fraction,
+            ordered,
+            grouped,
+            seed,
+            steps_per_epoch,
+            limit,
         )
 
 
 def _load(
     name: str,
     path: Path | None,
+    module: ModuleType,
     shuffles: list[Any],
     kwargs: dict[str, Any],
     test_fraction: float,
@@ -134,7 +149,6 @@ def _load(
     limit: int | float | None,
 ) -> Objective:
     _, keras = import_tensorflow()
-    module = _import(name, path)
     functions = _functions(name, module, kwargs, grouped)
     keras.utils.set_random_seed(seed)
     raw = _call(name, path, "load_data", functions["load_data"])

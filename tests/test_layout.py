@@ -16,7 +16,7 @@ LEVELS = [
     {"pipeline.study_file", "pipeline.objective", "pipeline.study_template"},
     {"pipeline.search"},
     {"pipeline.report"},
-    {"pipeline.cli"},
+    {"pipeline.cli", "pipeline.api"},
     {"pipeline.__main__"},
 ]
 """What may import what: a level imports only its own and those before it."""

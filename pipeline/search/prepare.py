@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,13 @@ class Prepared:
     monitor: Monitor
 
 
-def prepare(study: Study, reporter: Reporter) -> Prepared:
+def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) -> Prepared:
     """Load the objective and check it against the study file; write nothing.
 
     Args:
         study: the study.
         reporter: told what was loaded.
+        module: the objective itself, where the study file names none.
 
     Raises:
         KnownError: for everything that would keep the study from running.
@@ -52,7 +54,7 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
         require_package("tensorboard", "tensorboard.logs")
     if config.workers.threads != "auto":
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(config.workers.threads)  # read when TensorFlow is imported
-    objective = objective_of(study, limit=config.limit if config.limit is not None else config.fraction)
+    objective = objective_of(study, limit=config.limit if config.limit is not None else config.fraction, module=module)
     if isinstance(objective.train, Stream):
         study = _held_out(study, objective.train)
     else:
@@ -86,12 +88,12 @@ def prepare(study: Study, reporter: Reporter) -> Prepared:
     return Prepared(study, objective, engine, splits, monitor)
 
 
-def objective_of(study: Study, *, limit: int | float | None) -> Objective:
+def objective_of(study: Study, *, limit: int | float | None, module: ModuleType | None = None) -> Objective:
     """Load the objective that a study names.
 
     Args:
         study: the study.
-        limit: see `load_objective`.
+        limit, module: see `load_objective`.
     """
     config = study.config
     return load_objective(
@@ -104,6 +106,7 @@ def objective_of(study: Study, *, limit: int | float | None) -> Objective:
         seed=config.seed,
         steps_per_epoch=config.steps_per_epoch,
         limit=limit,
+        module=module,
     )
 
 
