@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune resume report dashboard test test-slow lint bench clean
+.PHONY: help setup tune resume report dashboard test test-slow lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ lint: $(READY) ## ruff and a strict type checker
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(READY) ## make the reference pages of docs/ from the code
+	@$(BIN)/python -m pipeline.reference
 
 bench: $(READY) ## measure lrtune against model.fit and a plain Optuna script
 	@$(BIN)/python -m benchmarks.epoch

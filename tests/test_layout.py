@@ -17,7 +17,7 @@ LEVELS = [
     {"pipeline.search"},
     {"pipeline.report"},
     {"pipeline.cli", "pipeline.api"},
-    {"pipeline.__main__"},
+    {"pipeline.__main__", "pipeline.reference"},
 ]
 """What may import what: a level imports only its own and those before it."""
 
