@@ -378,6 +378,10 @@ def _write_report(settings: Any, reporter: Any = None, answer: str = "none") -> 
         from pipeline.report.tensorboard import write_logs
 
         write_logs(record, settings.output / "tensorboard")
+    if settings.config.mlflow.runs:
+        from pipeline.report.mlflow import tracking_uri, write_runs
+
+        write_runs(record, tracking_uri(settings.config.mlflow.tracking_uri, settings.path.resolve().parent))
     if answer == "text":
         print(summary(record, paths))
     elif answer == "json":

@@ -338,6 +338,13 @@ class TensorboardSection(Section):
     logs: bool = False
 
 
+class MlflowSection(Section):
+    """`[mlflow]`: the trials once more, as runs of MLflow."""
+
+    runs: bool = False
+    tracking_uri: Annotated[str, Field(min_length=1)] | None = None
+
+
 class ConfirmSection(Section):
     """`[confirm]`: the finalists and the Keras default once more on fresh seeds."""
 
@@ -397,6 +404,7 @@ class StudyConfig(Section):
     confirm: ConfirmSection = ConfirmSection()
     engine: EngineSection = EngineSection()
     tensorboard: TensorboardSection = TensorboardSection()
+    mlflow: MlflowSection = MlflowSection()
     storage: StorageSection = StorageSection()
     workers: WorkersSection = WorkersSection()
 
@@ -435,7 +443,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return the keys that change what a trial's value means, flat, for comparison on resume."""
         config = self.config.model_dump(mode="json")
-        for key in ("trials", "timeout", "stop", "confirm", "storage", "engine", "workers", "tensorboard"):
+        for key in ("trials", "timeout", "stop", "confirm", "storage", "engine", "workers", "tensorboard", "mlflow"):
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")
@@ -459,9 +467,9 @@ class Study:
 def given_keys(config: StudyConfig) -> dict[str, Any]:
     """Return the keys that file and options set, as they would stand in a study file; the storage stays out.
 
-    What travels to other machines and into reports: a storage's URL may carry a password.
+    What travels to other machines and into reports: a URL may carry a password.
     """
-    return config.model_dump(mode="json", exclude_unset=True, exclude={"storage"})
+    return config.model_dump(mode="json", exclude_unset=True, exclude={"storage": True, "mlflow": {"tracking_uri"}})
 
 
 def flatten(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -52,6 +52,8 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
     check_sampler(config.sampler.name)
     if config.tensorboard.logs:
         require_package("tensorboard", "tensorboard.logs")
+    if config.mlflow.runs:
+        require_package("mlflow", "mlflow.runs")
     if config.workers.threads != "auto":
         os.environ["TF_NUM_INTRAOP_THREADS"] = str(config.workers.threads)  # read when TensorFlow is imported
     objective = objective_of(study, limit=config.limit if config.limit is not None else config.fraction, module=module)
