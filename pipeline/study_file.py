@@ -558,6 +558,7 @@ _TYPES = {
     "string_type": "must be text in quotes",
     "tuple_type": "must be a list in [ ]",
     "model_type": "must be a table",
+    "dict_type": "must be a table",
     "model_attributes_type": "must be a table",
     "finite_number": "must be a finite number",
     "literal_error": "must be one of {expected}",
@@ -597,7 +598,12 @@ def _explain(path: Path, table: Mapping[str, Any], error: ValidationError) -> li
         else:
             rule = _TYPES.get(kind, fault["msg"]).format(**fault.get("ctx", {}))
             lines.setdefault(where, f"{path}: {where}: {rule}, got {_show(value)}.{remedy}")
-    return list(lines.values())
+    return [_printable(line) for line in lines.values()]
+
+
+def _printable(text: str) -> str:
+    """Return a text without characters that move a terminal's cursor, or that no terminal can show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _show(value: Any) -> str:

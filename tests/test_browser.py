@@ -210,3 +210,49 @@ def test_every_machine_that_builds_has_the_browser():
     if os.environ.get("CI"):
         assert CHROMIUM is not None
         assert AXE.exists()
+
+
+def test_the_dashboard_shows_the_recommendation(browser, tmp_path):
+    """In the browser: readable parameters, curves as intermediate values, the note, and the report behind its link."""
+    import threading
+    from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+    import optuna_dashboard
+    from optuna.artifacts import FileSystemArtifactStore
+
+    from pipeline.report.dashboard import artifact_folder, publish
+    from pipeline.storage import open_storage
+
+    study = make_study(tmp_path, trials=25)
+    record = load_record(study)
+    write_results(record, study.output, render(record))
+    publish(study, record, study.output / "report.html")
+    answer = recommend(record)
+    assert answer is not None
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    store = FileSystemArtifactStore(artifact_folder(study))
+    app = optuna_dashboard.wsgi(open_storage(study.storage_url, create=False), artifact_store=store)
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        try:
+            base = f"http://127.0.0.1:{server.server_port}/dashboard/studies/1"
+            page.goto(f"{base}/note")
+            page.wait_for_selector(f"text=Train with {answer.configuration.describe()}")
+            page.goto(base)
+            page.wait_for_selector("text=lr_position")
+            with page.expect_response("**/artifacts/1/*") as fetched:
+                page.goto(
+                    f"http://127.0.0.1:{server.server_port}/artifacts/1/{next(artifact_folder(study).iterdir()).name}"
+                )
+            assert fetched.value.status == 200
+            assert page.locator("#answer").inner_text().startswith("Train with")
+        finally:
+            page.close()
+            server.shutdown()
+            thread.join()
