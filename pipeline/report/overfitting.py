@@ -36,7 +36,7 @@ class Fit:
 def metrics_of(record: StudyRecord) -> dict[str, Monitor]:
     """Return the metrics that have training and validation curves and a known direction, the loss first."""
     known = {record.monitor.name: record.monitor.mode}
-    names = dict.fromkeys(name for trial in record.trials for name in trial.curves)
+    names = record.curve_names
     found = {}
     for name in sorted(names, key=lambda name: name != "loss"):
         mode = known.get(f"val_{name}") or mode_of(name)
@@ -45,15 +45,15 @@ def metrics_of(record: StudyRecord) -> dict[str, Monitor]:
     return found
 
 
-def fits_of(record: StudyRecord, trial: TrialRecord) -> Iterator[Fit]:
-    """Return a trial's diagnoses: per metric for the mean over folds, then for each fold."""
+def fits_of(record: StudyRecord, trial: TrialRecord, *, folds: bool = False) -> Iterator[Fit]:
+    """Return a trial's diagnoses: per metric for the mean over folds, then, if asked for, for each fold."""
     for name, metric in metrics_of(record).items():
         train, validation = trial.curves.get(name, []), trial.curves.get(f"val_{name}", [])
         if not train or not validation:
             continue
         diverged = trial.diverged_at is not None
         means = trial.mean_curve_of(train), trial.mean_curve_of(validation)
-        pairs = [means, *(zip(train, validation, strict=True) if len(train) > 1 else ())]
+        pairs = [means, *(zip(train, validation, strict=True) if folds and len(train) > 1 else ())]
         for fold, (trained, held) in enumerate(pairs):
             analysis = analyse_fit(metric.cost(trained), metric.cost(held), diverged=diverged and fold == 0)
             yield Fit(trial, name, fold or None, analysis)
@@ -67,7 +67,7 @@ def overfitting_frame(record: StudyRecord) -> pd.DataFrame:
     rows = [
         {"trial": fit.trial.number, "metric": fit.metric, "fold": fit.fold, **vars(fit.analysis)}
         for trial in record.trials
-        for fit in fits_of(record, trial)
+        for fit in fits_of(record, trial, folds=True)
     ]
     frame = pd.DataFrame(rows, columns=columns)
     for column in ("fold", "best_epoch", "overfit_epoch"):

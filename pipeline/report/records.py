@@ -5,6 +5,7 @@ Everything that a person is told is derived here: the recommendation, its eviden
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ class StudyRecord:
     def batch_size(self, configuration: Configuration) -> int:
         """Return the samples per step of a configuration."""
         return int(configuration.batch_size or self.about["batch_size"])
+
+    @functools.cached_property
+    def curve_names(self) -> tuple[str, ...]:
+        """Return the names of all curves, in their order; looked up once, for there may be very many trials."""
+        return tuple(dict.fromkeys(name for trial in self.trials for name in trial.curves))
 
     def shown_value(self, trial: TrialRecord) -> float | None:
         """Return a trial's value; of a pruned one, that of its best epoch over the folds that it finished."""
