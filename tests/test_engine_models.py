@@ -262,3 +262,47 @@ def test_weights_that_are_not_finite_are_divergence_though_the_loss_is_fine():
     result = engine.start("sgd", SPLIT).epoch(np.full(7, 1e-3))
     assert np.isfinite(result.losses).all()
     assert (result.diverged_step, result.reason) == (6, "weights not finite")
+
+
+def test_a_step_that_returns_every_metrics_result_trains():
+    """Keras's guide to an own train_step: `compile`'s metrics come as a dict of their own, which `fit` flattens."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((60, 3)).astype("float32")
+    y = x.sum(axis=1)
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.out = keras.layers.Dense(1)
+
+        def call(self, inputs):
+            return self.out(inputs)
+
+        def train_step(self, data):
+            features, targets = data
+            with tf.GradientTape() as tape:
+                predicted = self(features, training=True)
+                loss = self.compute_loss(features, targets, predicted)
+            weights = self.trainable_variables
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+            for metric in self.metrics:
+                if metric.name == "loss":
+                    metric.update_state(loss)
+                else:
+                    metric.update_state(targets, predicted)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+    def build():
+        model = Own()
+        model.compile(loss="mse", metrics=["mae"])
+        return model
+
+    engine = Engine(build, make_data("test", x, y), batch_size=10)
+    assert "val_mae" in engine.monitors
+    samples = np.arange(60, dtype=np.int32)
+    run = engine.start("adam", Split(samples[:40], samples[40:], 0))
+    first, *_, last = [run.epoch(np.full(4, 0.05)).metrics for _ in range(20)]
+    assert last["mae"] < first["mae"]
+    assert last["val_mae"] < first["val_mae"]

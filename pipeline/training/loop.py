@@ -227,7 +227,11 @@ class Loop:
 
 
 def scalars(logs: Any) -> dict[str, Any]:
-    """Return the named scalars among what a step returned."""
-    if not isinstance(logs, dict):
-        return {}
-    return {str(key): value for key, value in logs.items() if len(getattr(value, "shape", ())) == 0}
+    """Return the named scalars among what a step returned; those of nested dicts under their own names, as in `fit`."""
+    found: dict[str, Any] = {}
+    for key, value in logs.items() if isinstance(logs, dict) else ():
+        if isinstance(value, dict):
+            found |= scalars(value)
+        elif len(getattr(value, "shape", ())) == 0:
+            found[str(key)] = value
+    return found
