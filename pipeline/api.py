@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import html
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -130,8 +131,9 @@ def range_test(
     for name in optimizers:
         find_optimizer(name)
     data = make_data("range_test", x, y)
-    with _left_as_it_was(model):
+    with _left_as_it_was(model) as keep:
         engine = Engine(lambda: model, data, batch_size=batch_size, seed=seed, frozen_bytes=0)
+        keep()  # what the engine had to build
         samples = np.arange(data.samples, dtype=np.int32)
         split = Split(samples, samples[: min(len(samples), batch_size)], seed)
         total = epochs * split.steps_per_epoch(batch_size)
@@ -144,18 +146,26 @@ def range_test(
 
 
 @contextmanager
-def _left_as_it_was(model: Any) -> Iterator[None]:
-    """Put a model's variables, optimizer and training functions, and Python's random states, back at the end."""
+def _left_as_it_was(model: Any) -> Iterator[Callable[[], None]]:
+    """Put a model's variables, optimizer and training functions, and Python's random states, back at the end.
+
+    Yields a function that keeps the variables that are new since, as a model has when it is built.
+    """
     import random
 
-    kept = [(variable, variable.numpy()) for variable in model.variables]
+    kept: dict[int, tuple[Any, Any]] = {}
+
+    def keep() -> None:
+        kept.update({id(v): (v, v.numpy()) for v in model.variables if id(v) not in kept})
+
+    keep()
     optimizer = model.optimizer
     states = np.random.get_state(), random.getstate()
     try:
-        yield
+        yield keep
     finally:
         model.optimizer = optimizer
-        for variable, value in kept:
+        for variable, value in kept.values():
             variable.assign(value)
         model.train_function = model.test_function = None
         np.random.set_state(states[0])
@@ -248,21 +258,8 @@ class Tuned:
         Args:
             folder: where the model is saved; None takes the study's folder.
         """
-        from pipeline.search.fit import fit_recommended
-        from pipeline.search.prepare import objective_of
-
-        config, answer = self.study.config, self.answer
-        return fit_recommended(
-            objective_of(self.study, limit=None, module=self._module),
-            answer.configuration,
-            Path(folder) if folder is not None else self.study.output,
-            epochs=answer.epochs,
-            decay_epochs=config.epochs,
-            batch_size=self.record.batch_size(answer.configuration),
-            frozen_bytes=round(config.engine.frozen_memory * 2**20),
-            seed=config.seed,
-            plateau_rates=answer.trial.mean_rates(answer.epochs),
-        )
+        place = Path(folder) if folder is not None else self.study.output
+        return fit_answer(self.study, self.record, self.answer, place, module=self._module)
 
     def __repr__(self) -> str:
         return summary(self.record, [self.report]).strip()
@@ -275,6 +272,42 @@ class Tuned:
             f"<div>{shown}<pre>{html.escape(self.code) if code else ''}</pre>"
             f"<p>Report: <code>{html.escape(str(self.report))}</code></p></div>"
         )
+
+
+def fit_answer(
+    study: Study,
+    record: StudyRecord,
+    answer: Recommendation,
+    folder: Path,
+    *,
+    module: ModuleType | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Fitted:
+    """Train a study's recommendation on all training data, however few of them the study looked at.
+
+    Args:
+        study: the study.
+        record: what it stored.
+        answer: its recommendation.
+        folder: where the model is saved.
+        module: the objective itself, where the study file names none.
+        on_epoch: called with (epochs done, training loss).
+    """
+    from pipeline.search.fit import fit_recommended
+    from pipeline.search.prepare import objective_of
+
+    return fit_recommended(
+        objective_of(study, limit=None, module=module),
+        answer.configuration,
+        folder,
+        epochs=answer.epochs,
+        decay_epochs=study.config.epochs,
+        batch_size=record.batch_size(answer.configuration),
+        frozen_bytes=round(study.config.engine.frozen_memory * 2**20),
+        seed=study.config.seed,
+        plateau_rates=answer.trial.mean_rates(answer.epochs),
+        on_epoch=on_epoch,
+    )
 
 
 def tune(
@@ -351,8 +384,9 @@ def learning_rate_finder() -> type:
     """Return the class `LearningRateFinder`; Keras is imported when it is first asked for."""
     from pipeline.training.tensorflow_import import import_tensorflow
 
+    tf: Any
     keras: Any
-    _, keras = import_tensorflow()
+    tf, keras = import_tensorflow()
     base: Any = keras.callbacks.Callback
 
     class LearningRateFinder(base):  # type: ignore[misc]
@@ -377,21 +411,45 @@ def learning_rate_finder() -> type:
             self._result: RangeTest | None = None
 
         def on_train_begin(self, logs: Any = None) -> None:
-            """Keep what the ramp will change."""
-            optimizer = self.model.optimizer
+            """Keep what the ramp will change; a model without weights yet is first built on the first batch."""
+            model, optimizer = self.model, self.model.optimizer
             rate = getattr(optimizer, "_learning_rate", None)
             if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
                 raise KnownError("LearningRateFinder needs an optimizer with a plain learning rate, got a schedule.")
-            if not optimizer.built:
-                optimizer.build(self.model.trainable_variables)
             self._name = _optimizer_name(optimizer)
-            self._kept = [(v, v.numpy()) for v in (*self.model.variables, *optimizer.variables)]
+            self._kept: list[tuple[Any, Any]] = []
             self.losses = []
             self._result = None
+            if all(layer.built for layer in model._flatten_layers()):
+                self._keep()
+                return
+            train = model.train_function
+
+            def build_and_train(batches: Any) -> Any:
+                model.train_function = train
+                batch = next(batches)
+                try:  # a trace makes every variable and changes none
+                    tf.function(model.train_step, autograph=False).get_concrete_function(batch)
+                except Exception as error:
+                    raise KnownError(
+                        f"LearningRateFinder cannot build this model ({type(error).__name__}: {error}). Call it once "
+                        "on a batch before fit."
+                    ) from error
+                self._keep()
+                model.optimizer.learning_rate = self.rates[0]
+                return train(itertools.chain([batch], batches))
+
+            model.train_function = build_and_train
+
+        def _keep(self) -> None:
+            optimizer = self.model.optimizer
+            if not optimizer.built:
+                optimizer.build(self.model.trainable_variables)
+            self._kept = [(v, v.numpy()) for v in (*self.model.variables, *optimizer.variables)]
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             """Set the rate of this step; metrics start anew, so that `loss` is the batch's own."""
-            if len(self.losses) < len(self.rates):
+            if self._kept and len(self.losses) < len(self.rates):
                 self.model.optimizer.learning_rate = self.rates[len(self.losses)]
             self.model.reset_metrics()
 

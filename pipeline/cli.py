@@ -303,27 +303,20 @@ def fit(
 
     settings = _read(context, study, output)
     check_writable(settings.output)
-    answer_record = load_record(settings)
-    answer = recommend(answer_record)
+    record = load_record(settings)
+    answer = recommend(record)
     if answer is None:
         raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
-    reporter, config = Reporter(quiet, as_json), settings.config
+    reporter = Reporter(quiet, as_json)
     reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all training data")
-    from pipeline.search.fit import fit_recommended
-    from pipeline.search.prepare import objective_of
+    from pipeline.api import fit_answer
 
-    objective = objective_of(settings, limit=None)  # all training data, however few the study looked at
     with reporter.bar("epochs", answer.epochs) as bar:
-        fitted = fit_recommended(
-            objective,
-            answer.configuration,
+        fitted = fit_answer(
+            settings,
+            record,
+            answer,
             settings.output,
-            epochs=answer.epochs,
-            decay_epochs=config.epochs,
-            batch_size=answer_record.batch_size(answer.configuration),
-            frozen_bytes=round(config.engine.frozen_memory * 2**20),
-            seed=config.seed,
-            plateau_rates=answer.trial.mean_rates(answer.epochs),
             on_epoch=lambda done, loss: bar.update(done, f"loss {loss:.4g}"),
         )
     if as_json:

@@ -128,6 +128,65 @@ def test_the_finder_finds_and_puts_everything_back(samples):
     assert np.std(finder.losses[:10]) > 0.01
 
 
+def unbuilt_model():
+    """Return a compiled model of its own class that has no weights before its first batch."""
+    import keras
+    import tensorflow as tf
+
+    class Towers(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.hidden = keras.layers.Dense(16, "relu")
+            self.norm = keras.layers.BatchNormalization()
+            self.out = keras.layers.Dense(2)
+
+        def call(self, inputs, training=False):
+            return self.out(self.norm(self.hidden(inputs), training=training))
+
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                predicted = self(x, training=True)
+                loss = self.compute_loss(x, y, predicted)
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            for metric in self.metrics:
+                metric.update_state(loss) if metric.name == "loss" else metric.update_state(y, predicted)
+            return {metric.name: metric.result() for metric in self.metrics}
+
+    model = Towers()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(0.003), loss=loss, metrics=["accuracy"])
+    return model
+
+
+def test_a_model_without_weights_yet_is_built_and_otherwise_left_alone(samples):
+    """Range test and finder on a model that `fit` would build: afterwards it trains as if they had not run."""
+    import keras
+
+    from pipeline import LearningRateFinder, range_test
+
+    x, y = samples
+
+    def losses_after(act):
+        keras.utils.set_random_seed(5)
+        model = unbuilt_model()
+        act(model)
+        assert float(np.array(model.optimizer.learning_rate)) == pytest.approx(0.003)
+        return model.fit(x, y, epochs=4, shuffle=False, verbose=0).history["loss"]
+
+    finder = LearningRateFinder(steps=40)
+    plain = losses_after(lambda model: None)
+    tested = losses_after(lambda model: range_test(model, x, y, optimizers=["sgd", "adam"], steps=30))
+    found = losses_after(lambda model: model.fit(x, y, batch_size=20, epochs=9, verbose=0, callbacks=[finder]))
+    assert 10 < len(finder.losses) <= 40
+    assert finder.result.low <= finder.suggested <= finder.result.high
+    # Which weights a seed draws depends on when they are made; that they were never trained shows in the loss.
+    assert tested[0] == pytest.approx(plain[0], rel=0.5)
+    assert found[0] == pytest.approx(plain[0], rel=0.5)
+    assert tested[-1] < tested[0]
+    assert found[-1] < found[0]
+
+
 def test_the_finder_names_what_it_cannot_do(samples):
     """A schedule cannot be ramped."""
     import keras
