@@ -40,10 +40,15 @@ test: $(READY) ## run the quick tests
 test-slow: $(READY) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
 
-lint: $(READY) ## ruff and a strict type checker
+lint: $(READY) ## ruff, a strict type checker, a look for secrets and for packages with known faults
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/detect-secrets-hook $$(git ls-files)
+	@found=$$($(BIN)/pip-audit -r requirements.txt --no-deps --disable-pip --progress-spinner off 2>&1) || \
+	  if echo "$$found" | grep -q "known vulnerabilit"; then echo "$$found"; exit 1; fi; \
+	  if echo "$$found" | grep -qi "could not be audited\|connection\|resolve"; then \
+	  echo "pip-audit: advisories cannot be looked up from here, so the packages were not audited"; fi
 
 docs: $(READY) ## make the reference pages of docs/ from the code
 	@$(BIN)/python -m pipeline.reference

@@ -252,13 +252,28 @@ def check(
 
 @app.command(
     context_settings=KEYS,
-    help="Join a study that 'lrtune tune' has begun: run its trials until none is left." + KEYS_HELP,
-    epilog="Example: lrtune worker studies/digits.toml",
+    help="Join a study that 'lrtune tune' has begun: run its trials until none is left. A machine without the study "
+    "file gives the study's name and the storage; its definition is kept there, and only the objective is needed."
+    + KEYS_HELP,
+    epilog="Examples: lrtune worker studies/digits.toml; lrtune worker digits --storage postgresql://me@host/lrtune",
 )
-def worker(context: typer.Context, study: StudyArgument, quiet: QuietOption = False) -> None:
+def worker(
+    context: typer.Context,
+    study: Annotated[
+        Path,
+        typer.Argument(metavar="STUDY", help="The study file (TOML); or the study's name, with --storage."),
+    ],
+    quiet: QuietOption = False,
+) -> None:
     from pipeline.progress import Reporter
 
-    settings, reporter = _read(context, study, None), Reporter(quiet)
+    reporter = Reporter(quiet)
+    if study.suffix == ".toml" or study.exists():
+        settings = _read(context, study, None)
+    else:
+        from pipeline.search.definition import stored_study
+
+        settings = stored_study(str(study), parse_overrides(context.args))
     signal.signal(signal.SIGTERM, _on_terminate)
     _say_resume(shlex.join(["lrtune", *sys.argv[1:]]))
     from pipeline.search.prepare import prepare

@@ -76,6 +76,8 @@ DESCRIPTIONS = {
     "mlflow.tracking_uri": "Where to; without it `MLFLOW_TRACKING_URI`, else `mlflow.db` beside the study file.",
     "storage": "Where trials are kept.",
     "storage.url": "Any SQLAlchemy URL; relative SQLite paths start at the study file's folder.",
+    "storage.heartbeat": "Time between two signs of life of a running trial on a database server; dead after three.",
+    "storage.patience": "How long a database server that cannot be reached is waited for.",
     "workers": "Processes that train side by side.",
     "workers.count": "How many, or by measurement.",
     "workers.threads": "Threads of each; `auto` shares the cores out.",

@@ -279,6 +279,15 @@ def _objective_table(value: Any) -> Any:
     return value
 
 
+def _storage_table(value: Any) -> Any:
+    """Take a bare URL for a table."""
+    if isinstance(value, str):
+        return {"url": value}
+    if not isinstance(value, dict):
+        raise ValueError("must be a URL in quotes, or a table with url, heartbeat and patience")
+    return value
+
+
 SCHEMES = ("k-fold", "repeated-k-fold", "group-k-fold", "time-series", "hold-out", "given")
 
 
@@ -378,6 +387,8 @@ class StorageSection(Section):
     """`[storage]`: where trials are kept."""
 
     url: Annotated[str, Field(min_length=1)] = "sqlite:///studies.db"
+    heartbeat: Annotated[float, BeforeValidator(seconds)] = 20.0
+    patience: Annotated[float, BeforeValidator(seconds)] = 300.0
 
 
 class StudyConfig(Section):
@@ -405,7 +416,7 @@ class StudyConfig(Section):
     engine: EngineSection = EngineSection()
     tensorboard: TensorboardSection = TensorboardSection()
     mlflow: MlflowSection = MlflowSection()
-    storage: StorageSection = StorageSection()
+    storage: Annotated[StorageSection, BeforeValidator(_storage_table)] = StorageSection()
     workers: WorkersSection = WorkersSection()
 
     @field_validator("fraction")
@@ -469,7 +480,7 @@ def given_keys(config: StudyConfig) -> dict[str, Any]:
 
     What travels to other machines and into reports: a URL may carry a password.
     """
-    return config.model_dump(mode="json", exclude_unset=True, exclude={"storage": True, "mlflow": {"tracking_uri"}})
+    return config.model_dump(mode="json", exclude_unset=True, exclude={"storage": {"url"}, "mlflow": {"tracking_uri"}})
 
 
 def flatten(table: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -524,7 +535,18 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None, output: P
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StudyFileError(f"{path}: is not valid TOML: {error}") from None
+    return study_of(path, table, overrides, output)
+
+
+def study_of(
+    path: Path, table: dict[str, Any], overrides: Mapping[str, Any] | None = None, output: Path | None = None
+) -> Study:
+    """Return the study of keys as they stand in a study file, read already; arguments and errors as `read_study`."""
     for key, value in (overrides or {}).items():
+        if key == "storage" and isinstance(value, str):
+            key = "storage.url"
+            if isinstance(table.get("storage"), str):
+                table["storage"] = {}
         if key.startswith("objective.") and isinstance(table.get("objective"), str):
             table["objective"] = {"path": table["objective"]}
         place = table

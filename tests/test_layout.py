@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 LEVELS = [
-    {"pipeline.errors", "pipeline.words", "pipeline"},
+    {"pipeline.errors", "pipeline.words", "pipeline.locks", "pipeline"},
     {"pipeline.training", "pipeline.progress", "pipeline.storage"},
     {"pipeline.study_file", "pipeline.objective", "pipeline.study_template"},
     {"pipeline.search"},

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from pipeline.errors import StorageError
-from pipeline.storage import LiveMark, anchored, open_storage, without_password
+from pipeline.locks import LiveMark
+from pipeline.storage import anchored, open_storage, without_password
 
 
 def test_sqlite_uses_write_ahead_logging(tmp_path):
@@ -80,8 +81,8 @@ def test_urls_that_cannot_be_opened(url, message):
 
 def test_a_password_is_never_shown():
     """Not in a URL that can be read, and not in one that cannot."""
-    assert "secret" not in without_password("postgresql+psycopg://me:secret@host/db")
-    assert "secret" not in without_password("postgresql://me:secret@host:notaport/db")
+    assert "secret" not in without_password("postgresql+psycopg://me:secret@host/db")  # pragma: allowlist secret
+    assert "secret" not in without_password("postgresql://me:secret@host:notaport/db")  # pragma: allowlist secret
 
 
 def test_relative_paths_start_at_the_study_files_folder(tmp_path):
@@ -97,7 +98,7 @@ def test_the_live_mark_is_dropped_by_a_process_that_is_killed(tmp_path):
     """While a process lives, a second one is not alone; after kill -9 it is."""
     path = tmp_path / "mark"
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.storage import LiveMark\n"
+        "import sys, time; from pathlib import Path; from pipeline.locks import LiveMark\n"
         "with LiveMark(Path(sys.argv[1])) as m: m.share(); print('held', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, env=os.environ)

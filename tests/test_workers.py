@@ -15,6 +15,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from pipeline.locks import FileLocks
 from pipeline.search import workers
 from pipeline.search.queue import DISTANCE, SeenStudy, TrialQueue
 from pipeline.search.space import Space
@@ -40,11 +41,10 @@ def queue_on(path: Path, distance: int = DISTANCE) -> TrialQueue:
     return TrialQueue(
         SeenStudy("q", storage),
         SPACE,
-        lambda purpose: path / f".{purpose}.lock",
+        FileLocks(path, "q"),
         distance=distance,
         sampler="tpe",
         seed=0,
-        remote=False,
     )
 
 
@@ -89,7 +89,7 @@ def test_a_trial_waits_for_those_it_must_see(tmp_path):
     queue.study.tell(running[0].trial, 1.0)
     queue.release(running[0])
     assert queue.take(10).trial.number == DISTANCE
-    assert list(tmp_path.glob(".trial-0*")) == []
+    assert list(tmp_path.glob(".q-trial-0*")) == []
 
 
 def test_a_live_trial_is_left_alone_and_a_dead_ones_goes_back(tmp_path):

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
-from pipeline.storage import check_exists, storage_errors, without_password
+from pipeline.storage import check_exists, server_arguments, storage_errors, without_password
 from pipeline.words import FURTHER, describe_configuration, duration
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def status_of(study: Study) -> Status:
     with storage_errors(url):
         from sqlalchemy import create_engine
 
-        with create_engine(url).connect() as connection:
+        with create_engine(url, connect_args=server_arguments(url)).connect() as connection:
             return _describe(study, _Tables(connection, study.name))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 
 from pipeline import __version__
-from pipeline.errors import KnownError, StorageError
+from pipeline.errors import KnownError, StorageError, did_you_mean
 from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared
-from pipeline.storage import LAYOUT
+from pipeline.storage import LAYOUT, open_storage, storage_errors, without_password
+from pipeline.study_file import Study, study_of
 
 
 def definition_of(prepared: Prepared) -> dict[str, Any]:
@@ -20,6 +23,36 @@ def definition_of(prepared: Prepared) -> dict[str, Any]:
     objective = prepared.objective
     facts = {"data": objective.train.fingerprint(), "model": objective.model_digest}
     return {**prepared.study.definition(), **facts}
+
+
+def stored_study(name: str, overrides: Mapping[str, Any]) -> Study:
+    """Return a study as its storage keeps it, for a machine without the study file.
+
+    Args:
+        name: the study's name.
+        overrides: values by dotted key, the storage's URL among them.
+
+    Raises:
+        KnownError: when the storage is not given, or holds no such study.
+    """
+    path = Path(f"{name}.toml")
+    if "storage.url" not in overrides and "storage" not in overrides:
+        raise KnownError(
+            f"{path}: does not exist. Give the study file; or the study's name, and with --storage the URL of the "
+            "database that holds it."
+        )
+    url = study_of(path, {"objective": "unknown"}, overrides).storage_url
+    storage = open_storage(url, create=False)
+    with storage_errors(url):
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            raise KnownError(
+                f"{name}: the storage {without_password(url)} holds no such study{did_you_mean(name, names)}"
+            )
+        attributes = optuna.load_study(study_name=name, storage=storage).user_attrs
+    if "definition" not in attributes:
+        raise KnownError(f"{name}: the study in storage is not set up yet. Run 'lrtune tune' first.")
+    return study_of(path, dict(attributes["study_file"]), overrides)
 
 
 def about(prepared: Prepared) -> dict[str, Any]:
@@ -62,7 +95,9 @@ def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> N
             f"{path}: the study in storage has layout {layout}, this lrtune reads layout {LAYOUT}. "
             "Use the lrtune version that made it, or start anew with --fresh."
         )
-    before, now = study.user_attrs["definition"], definition_of(prepared)
+    before, now = dict(study.user_attrs["definition"]), definition_of(prepared)
+    for facts in (before, now):  # where the code lies is no matter: the hashes below tell what it does
+        facts.pop("objective", None)
     names = {"data": "the data's hash", "model": "the model's hash"}
     changes = [
         f"  {names.get(key, key)}: was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"

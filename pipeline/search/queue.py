@@ -4,27 +4,30 @@ Two things keep a study the same whoever runs its trials.  A trial is drawn, and
 the trials up to a fixed distance before it have shown, and waits until those have ended: so a
 study with one seed has the same trials with one worker and with several.  And every process holds
 a lock file for the trial it runs, which the operating system drops when the process dies: so its
-trial goes back into the queue at once, under its own number.
+trial goes back into the queue at once, under its own number.  Where machines share a study, each
+tells the others by heartbeats which trials it runs; one that freezes and wakes finds that its
+trial has a new owner, and leaves it alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import socket
+import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.locks import Heart, LiveMark, Locks, LostLock
 from pipeline.search.samplers import make_sampler
 from pipeline.search.space import Configuration, Space, widened
 from pipeline.search.stopping import StopRule
-from pipeline.storage import LiveMark, exclusively
+from pipeline.storage import STALE_BEATS, patience_of
 
 MAXIMUM_RETRIES = 3
 """A trial whose process died this often is given up as failed."""
@@ -61,6 +64,7 @@ class Taken:
         horizon: number of the last trial that it may be compared with.
         mark: its lock file.
         space: what it was drawn from.
+        owner: what tells this run of the trial from others; empty where one machine works alone.
     """
 
     trial: optuna.Trial
@@ -68,6 +72,7 @@ class Taken:
     horizon: int
     mark: LiveMark
     space: Space
+    owner: str = ""
 
 
 def positions_after(trials: Sequence[FrozenTrial], sign: float) -> tuple[float, float]:
@@ -92,11 +97,11 @@ class TrialQueue:
     Args:
         study: the study.
         space: what is searched.
-        lock_path: function from a purpose to the path of a lock file.
+        locks: the locks of the study.
         distance: see `DISTANCE`; a study run by more workers than that needs as many.
         sampler: name of the sampler.
         seed: seed of the study.
-        remote: whether other machines may work on the study too; each takes back only its own trials.
+        heartbeat: seconds between two signs of life of a trial, where machines share the study.
         rule: when more trials are not worth it, or None.
     """
 
@@ -104,18 +109,19 @@ class TrialQueue:
         self,
         study: SeenStudy,
         space: Space,
-        lock_path: Callable[[str], Path],
+        locks: Locks,
         *,
         distance: int,
         sampler: str,
         seed: int,
-        remote: bool,
+        heartbeat: float = 20.0,
         rule: StopRule | None = None,
     ) -> None:
-        self.remote, self.rule = remote, rule
-        self.study, self.space, self.lock_path = study, space, lock_path
+        self.rule = rule
+        self.study, self.space, self.locks = study, space, locks
         self.distance, self.sampler, self.seed = distance, sampler, seed
-        self._host = socket.gethostname()
+        self._storage: Any = study._storage
+        self._heart = Heart(lambda trial_id: self._storage.record_heartbeat(trial_id), heartbeat)
 
     def take(self, total: int) -> Taken | None:
         """Return the next trial, or None when it must wait for earlier ones or there is none left.
@@ -123,8 +129,14 @@ class TrialQueue:
         Args:
             total: trials of the study in all.
         """
-        study = self.study
-        with exclusively(self.lock_path("queue")), warnings.catch_warnings():
+        try:
+            return self._take(total)
+        except LostLock:
+            return None  # another process goes on; what was begun here is a trial of nobody
+
+    def _take(self, total: int) -> Taken | None:
+        study, machine = self.study, self.locks.machine
+        with self.locks.exclusively("queue") as still_held, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the baseline's position may lie outside its range
             trials = study.get_trials(deepcopy=False)
             total = self.limit(trials, total)
@@ -141,19 +153,23 @@ class TrialQueue:
             space = self.space_after(trials, horizon)
             study.sampler = make_sampler(self.sampler, self.seed, number, space)
             study.horizon = horizon if self.sampler in ("tpe", "gp") else None
-            mark = LiveMark(self._mark_path(number))
+            mark = self._mark(number)
             mark.__enter__().share()  # held, and yet open to whoever asks whether it is
+            owner = f"{machine}/{uuid.uuid4().hex}" if machine else ""
             try:
+                still_held()
                 trial = study.ask()
-                if self.remote:
-                    trial.set_user_attr("host", self._host)
+                if machine:
+                    still_held()
+                    trial.set_user_attr("owner", owner)
+                    self._heart.start(trial._trial_id)
                 configuration = space.suggest(trial)
             except BaseException:
                 mark.__exit__()
                 raise
             finally:
                 study.horizon = None
-        return Taken(trial, configuration, horizon, mark, space)
+        return Taken(trial, configuration, horizon, mark, space, owner)
 
     def limit(self, trials: Sequence[FrozenTrial], total: int) -> int:
         """Return how many trials to run, at most `total`: fewer where the rule says that more are not worth it."""
@@ -179,15 +195,26 @@ class TrialQueue:
 
     def release(self, taken: Taken) -> None:
         """Drop the lock of a trial that has ended or gone back into the queue."""
+        self._heart.stop(taken.trial._trial_id)
         taken.mark.__exit__()
         with contextlib.suppress(OSError):
             taken.mark.path.unlink()
 
     def put_back(self, taken: Taken) -> None:
         """Return an interrupted trial to the queue under its own number."""
-        storage = self.study._storage
-        if storage.get_trial(taken.trial._trial_id).state == TrialState.RUNNING:
-            storage.set_trial_state_values(taken.trial._trial_id, TrialState.WAITING)
+        with self.owned(taken) as still:
+            if still:
+                self._storage.set_trial_state_values(taken.trial._trial_id, TrialState.WAITING)
+
+    @contextmanager
+    def owned(self, taken: Taken) -> Iterator[bool]:
+        """Yield whether a trial is still this process's to end, and keep it so meanwhile."""
+        if not taken.owner:
+            yield self._storage.get_trial(taken.trial._trial_id).state == TrialState.RUNNING
+            return
+        with self.locks.exclusively(f"trial-{taken.trial.number}"):
+            stored = self._storage.get_trial(taken.trial._trial_id)
+            yield stored.state == TrialState.RUNNING and stored.user_attrs.get("owner") == taken.owner
 
     def take_back_orphans(self, *, died: bool = True) -> list[int]:
         """Return trials of processes that are gone to the queue; give up those that lost several.
@@ -198,31 +225,52 @@ class TrialQueue:
         Returns:
             The numbers of the trials.
         """
-        with exclusively(self.lock_path("queue")):
+        with self.locks.exclusively("queue"):
             return self._take_back(self.study.get_trials(deepcopy=False), died)
 
     def _take_back(self, trials: list[FrozenTrial], died: bool = True) -> list[int]:
-        storage, found = self.study._storage, []
-        for trial in trials:
-            if trial.state != TrialState.RUNNING or trial.user_attrs.get("host", self._host) != self._host:
+        machine, found = self.locks.machine, []
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        stale = self._stale() if machine and running else set()
+        for trial in running:
+            owner = str(trial.user_attrs.get("owner", ""))
+            if trial._trial_id in stale:
+                with self.locks.exclusively(f"trial-{trial.number}"):
+                    if trial._trial_id in self._stale():
+                        found += self._return(trial, died)
                 continue
-            with LiveMark(self._mark_path(trial.number)) as mark:
-                if not mark.alone:
-                    continue  # its process lives
-                with contextlib.suppress(OSError):
-                    mark.path.unlink()
-                if storage.get_trial(trial._trial_id).state != TrialState.RUNNING:
-                    continue  # it ended a moment ago
-                found.append(trial.number)
-                retries = int(trial.user_attrs.get("retries", 0)) + died
-                if retries > MAXIMUM_RETRIES:
-                    storage.set_trial_user_attr(trial._trial_id, "error", f"its process died {MAXIMUM_RETRIES} times")
-                    storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                    continue
-                if died:
-                    storage.set_trial_user_attr(trial._trial_id, "retries", retries)
-                storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            if owner and not owner.startswith(f"{machine}/"):
+                continue  # another machine speaks for it
+            with self._mark(trial.number) as mark:
+                if mark.alone:  # else its process lives
+                    with contextlib.suppress(OSError):
+                        mark.path.unlink()
+                    found += self._return(trial, died)
         return found
 
-    def _mark_path(self, number: int) -> Path:
-        return self.lock_path(f"trial-{number}")
+    def _return(self, trial: FrozenTrial, died: bool) -> list[int]:
+        """Put a trial of nobody back into the queue, or give it up; return its number if it had not ended."""
+        storage = self._storage
+        if storage.get_trial(trial._trial_id).state != TrialState.RUNNING:
+            return []  # it ended a moment ago
+        retries = int(trial.user_attrs.get("retries", 0)) + died
+        if retries > MAXIMUM_RETRIES:
+            storage.set_trial_user_attr(trial._trial_id, "error", f"its process died {MAXIMUM_RETRIES} times")
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            return [trial.number]
+        if died:
+            storage.set_trial_user_attr(trial._trial_id, "retries", retries)
+        storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        return [trial.number]
+
+    def _stale(self) -> set[int]:
+        """Return the ids of trials whose processes have been silent for too long, by the server's clock.
+
+        After a time without the server nobody could speak, so all are given the same time anew.
+        """
+        if patience_of(self._storage).seconds_since_outage < STALE_BEATS * self._heart.seconds:
+            return set()
+        return set(self._storage._get_stale_trial_ids(self.study._study_id))
+
+    def _mark(self, number: int) -> LiveMark:
+        return self.locks.mark(f"trial-{number}")

@@ -14,7 +14,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +33,23 @@ from pipeline.search.space import Space, widening_note
 from pipeline.search.stopping import StopRule
 from pipeline.search.stored import configuration_of, past_trial
 from pipeline.search.trial import Outcome, run_trial
-from pipeline.storage import LAYOUT, LiveMark, exclusively, open_storage, sqlite_path, storage_errors, without_password
+from pipeline.storage import (
+    LAYOUT,
+    is_of_storage,
+    locks_of,
+    open_storage,
+    patience_of,
+    sqlite_path,
+    storage_errors,
+    without_password,
+)
 from pipeline.study_file import SearchSection, given_keys
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.words import duration
 
 if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
     from pipeline.search.workers import Pool
 
 REPORTS_PER_TRIAL = 10
@@ -96,8 +106,10 @@ class StudyRunner:
             check_same(self.prepared, self.reporter, existing)
             study = existing
             self._restore_engine(study)
+            if study.user_attrs.get("study_file") != given_keys(self.config):
+                study.set_user_attr("study_file", given_keys(self.config))  # workers that join by name read it
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
-        with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
+        with storage_errors(self.url), self.locks.mark("live") as mark:
             mark.share()
             queue = self._queue(study)
             self._resume(queue)
@@ -123,7 +135,7 @@ class StudyRunner:
                     queue.take_back_orphans(died=False)
                 raise
             self._say_trials(study)
-            with exclusively(self._lock_path("confirm")):
+            with self.locks.exclusively("confirm", slow=True):
                 confirm(study, self.prepared, self.reporter, pool)
 
     def join(self) -> None:
@@ -140,7 +152,7 @@ class StudyRunner:
             )
         check_same(self.prepared, self.reporter, study)
         self._restore_engine(study)
-        with storage_errors(self.url), LiveMark(self._mark_path()) as mark:
+        with storage_errors(self.url), self.locks.mark("live") as mark:
             mark.share()
             self.search(self._queue(study))
 
@@ -148,11 +160,11 @@ class StudyRunner:
         return TrialQueue(
             study,
             self._space(study),
-            self._lock_path,
+            self.locks,
             distance=int(study.user_attrs.get("distance", 1)),
             sampler=self.config.sampler.name,
             seed=self.config.seed,
-            remote=sqlite_path(self.url) is None,
+            heartbeat=self.config.storage.heartbeat,
             rule=self._stop_rule(study),
         )
 
@@ -171,28 +183,37 @@ class StudyRunner:
             self.reporter.stage("resume", f"trial {numbers} was cut off and runs again")
 
     def _delete(self, study: optuna.Study) -> None:
-        with LiveMark(self._mark_path()) as mark:
-            if not mark.alone:
+        with self.locks.mark("live") as mark:
+            if not mark.alone or self._works_elsewhere(study):
                 raise KnownError(f"{self.study.path}: another process works on this study. End it before --fresh.")
             with storage_errors(self.url):
                 optuna.delete_study(study_name=self.study.name, storage=study._storage)
 
+    def _works_elsewhere(self, study: optuna.Study) -> bool:
+        """Return whether another machine has spoken for a trial of the study lately."""
+        if self.locks.machine is None:
+            return False
+        storage: Any = study._storage
+        stale = storage._get_stale_trial_ids(study._study_id)
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return any("owner" in trial.user_attrs and trial._trial_id not in stale for trial in running)
+
     # -- opening ----------------------------------------------------------------------------
 
-    def _mark_path(self) -> Path:
-        return self._lock_path("live")
-
-    def _lock_path(self, purpose: str) -> Path:
-        path = sqlite_path(self.url)
-        folder, stem = (path.parent, path.name) if path is not None else (self.study.path.resolve().parent, "remote")
-        return folder / f".{stem}-{self.study.name}-{purpose}.lock"
+    def _open(self) -> RDBStorage:
+        settings = self.config.storage
+        storage = open_storage(self.url, create=True, heartbeat=settings.heartbeat, patience=settings.patience)
+        patience = patience_of(storage)
+        patience.on_wait = lambda text: self.reporter.stage("storage", text)
+        self.locks = locks_of(self.url, self.study.path.resolve().parent, self.study.name, patience.call)
+        return storage
 
     def _find(self) -> SeenStudy | None:
         """Return the study of that name, or None; makes no database."""
         path = sqlite_path(self.url)
         if path is not None and "mode=" not in self.url and not path.exists():
             return None
-        storage = open_storage(self.url, create=True)
+        storage = self._open()
         with storage_errors(self.url):
             if self.study.name not in optuna.get_all_study_names(storage):
                 return None
@@ -237,7 +258,7 @@ class StudyRunner:
         return decision
 
     def _create(self, tests: dict[str, RangeTest], decision: str) -> SeenStudy:
-        storage = open_storage(self.url, create=True)
+        storage = self._open()
         prepared = self.prepared
         with storage_errors(self.url):
             optuna.create_study(
@@ -284,7 +305,7 @@ class StudyRunner:
         for name, test in study.user_attrs["range_test"].items():
             plan.append((space.suggestion_parameters(name, test["suggested"]), {"source": "range test"}))
         plan += [(parameters, {"source": "sweep"}) for parameters in space.sweep()]
-        with exclusively(self._lock_path("queue")):
+        with self.locks.exclusively("queue"):
             there = len(study.get_trials(deepcopy=False))
             for parameters, attributes in plan[there : self.config.trials]:
                 study.enqueue_trial(parameters, user_attrs=attributes)
@@ -422,7 +443,7 @@ class StudyRunner:
             if taken.space.positions != self._positions:
                 self._positions = taken.space.positions
                 self.reporter.stage("search", str(widening_note(self._positions)))
-            self._train_and_tell(queue.study, taken, self._pruner(queue.study, taken, past))
+            self._train_and_tell(queue, taken, self._pruner(queue.study, taken, past))
         except BaseException:
             with contextlib.suppress(Exception):
                 queue.put_back(taken)
@@ -448,8 +469,8 @@ class StudyRunner:
                 pruner.record(past[number])
         return pruner
 
-    def _train_and_tell(self, study: optuna.Study, taken: Taken, pruner: FoldPruner) -> None:
-        config, trial, configuration = self.config, taken.trial, taken.configuration
+    def _train_and_tell(self, queue: TrialQueue, taken: Taken, pruner: FoldPruner) -> None:
+        config, study, trial, configuration = self.config, queue.study, taken.trial, taken.configuration
         baseline = bool(trial.user_attrs.get("baseline"))
         trial.set_user_attr("learning_rate", configuration.learning_rate)
         reports = report_epochs(config.epochs, config.validation.fold_count)
@@ -476,12 +497,21 @@ class StudyRunner:
                 on_fold=on_fold,
             )
         except Exception as error:  # whatever the model's code raises: the trial failed, the study goes on
+            if is_of_storage(error):
+                raise  # the trial is not at fault: it goes back into the queue
             storage = study._storage
-            storage.set_trial_user_attr(trial._trial_id, "error", describe_fault(error, self.prepared.objective.path))
-            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            fault = describe_fault(error, self.prepared.objective.path)
+            with queue.owned(taken) as still:
+                if still:
+                    storage.set_trial_user_attr(trial._trial_id, "error", fault)
+                    storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             self._stop_after_failures(study)
             return
-        self._tell(study, trial, outcome)
+        with queue.owned(taken) as still:
+            if still:
+                self._tell(study, trial, outcome)
+            else:
+                self.reporter.stage("trials", f"trial {trial.number} was ended by another process meanwhile")
 
     def _stop_after_failures(self, study: optuna.Study) -> None:
         """End the study when nothing but failures came of its first trials, or of many in a row."""
