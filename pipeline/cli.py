@@ -91,7 +91,7 @@ def tune(
     settings = _read(context, study, output)
     reporter = Reporter(quiet, as_json)
     check_writable(settings.output)
-    signal.signal(signal.SIGTERM, _on_terminate)
+    _end_gracefully()
     _say_resume(shlex.join(["lrtune", *(word for word in sys.argv[1:] if word != "--fresh")]))
     reporter.stage("study", f"{settings.name}: {settings.config.objective.path}, {settings.config.trials} trials")
     from pipeline.report.dashboard import published
@@ -274,12 +274,14 @@ def worker(
         from pipeline.search.definition import stored_study
 
         settings = stored_study(str(study), parse_overrides(context.args))
-    signal.signal(signal.SIGTERM, _on_terminate)
+    _end_gracefully()
     _say_resume(shlex.join(["lrtune", *sys.argv[1:]]))
     from pipeline.search.prepare import prepare
     from pipeline.search.study import StudyRunner
 
-    StudyRunner(prepare(settings, reporter), reporter).join()
+    runner = StudyRunner(prepare(settings, reporter), reporter)
+    runner.on_hang = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # begins anew
+    runner.join()
 
 
 @app.command(
@@ -450,6 +452,35 @@ def _on_terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _end_gracefully() -> None:
+    """Take SIGTERM for Ctrl-C, and end at once at the second of them.
+
+    A handler in Python waits until TensorFlow comes back from an epoch; a thread that reads the signals' numbers
+    from a pipe does not.  The operating system drops this process's locks, so its trial runs again.
+    """
+    import threading
+
+    signal.signal(signal.SIGTERM, _on_terminate)
+    if any(thread.name == "signals" for thread in threading.enumerate()):
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        seen = 0
+        while seen < 2:
+            seen += sum(number in (signal.SIGINT, signal.SIGTERM) for number in os.read(read, 1))
+        _say_interrupted()
+        os._exit(EXIT_INTERRUPTED)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
+def _say_interrupted() -> None:
+    print(f"\nInterrupted; nothing that was finished is lost. Resume with: {_resume_command}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line; every exit code is decided here."""
     code = EXIT_DONE
@@ -480,7 +511,7 @@ def main() -> None:
         )
         code = EXIT_UNEXPECTED
     if code == EXIT_INTERRUPTED:
-        print(f"\nInterrupted; nothing that was finished is lost. Resume with: {_resume_command}", file=sys.stderr)
+        _say_interrupted()
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)

@@ -54,15 +54,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; known are {', '.join(names)}"
 
 
-def require_package(package: str, where: str) -> None:
+def require_package(package: str, where: str, *, extra: str | None = None) -> None:
     """Refuse what needs a package that is not installed, before work begins.
 
     Args:
         package: its name for pip and for import.
         where: the key of the study file that needs it.
+        extra: lrtune's extra that brings it, if any.
 
     Raises:
         KnownError: naming the package.
     """
     if importlib.util.find_spec(package) is None:
-        raise KnownError(f"{where} needs the package {package}, which is not installed: pip install {package}.")
+        brings = f" (extra '{extra}')" if extra else ""
+        raise KnownError(f"{where} needs the package {package}, which is not installed: pip install {package}{brings}.")

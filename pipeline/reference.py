@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     "batch_size": "Samples per step. `tf.data` datasets bring their own.",
     "steps_per_epoch": "Steps of an epoch, for `tf.data` datasets without an end.",
     "trials": "Trials in all, over every restart and worker; trial 0 is the Keras default.",
+    "trial_timeout": "Time that one trial may take; it fails then, and the study goes on.",
     "timeout": 'Time for all of it, over every restart, such as `"2h"`; a number is in seconds.',
     "seed": "Seed of everything random.",
     "test_fraction": "Share held out as the test set when `load_data` returns only `(x, y)`.",
@@ -74,6 +75,9 @@ DESCRIPTIONS = {
     "mlflow": "The trials once more, as runs of MLflow in an experiment of the study's name.",
     "mlflow.runs": "Write them; needs the package (extra `mlflow`).",
     "mlflow.tracking_uri": "Where to; without it `MLFLOW_TRACKING_URI`, else `mlflow.db` beside the study file.",
+    "checkpoint": "What a trial that is cut off goes on from.",
+    "checkpoint.minutes": "Time between two checkpoints inside a fold; after every fold there is one anyway.",
+    "checkpoint.disk": "MiB that all checkpoints of a study may take; 0 keeps none inside folds.",
     "storage": "Where trials are kept.",
     "storage.url": "Any SQLAlchemy URL; relative SQLite paths start at the study file's folder.",
     "storage.heartbeat": "Time between two signs of life of a running trial on a database server; dead after three.",
@@ -81,9 +85,15 @@ DESCRIPTIONS = {
     "workers": "Processes that train side by side.",
     "workers.count": "How many, or by measurement.",
     "workers.threads": "Threads of each; `auto` shares the cores out.",
-    "workers.backend": "The joblib backend that starts them.",
+    "workers.backend": "The joblib backend that starts them: on this machine, or on a cluster of Dask or Ray.",
+    "workers.at_once": "Trials that may run at once, whoever runs them: each is drawn by what the trials up to so many "
+    "numbers before it have shown. `auto` is `count`, and 4 at least.",
+    "workers.address": "Of the Dask scheduler or the Ray cluster; without it one is started on this machine.",
 }  # fmt: skip
 """What every key of a study file says, by its dotted name."""
+
+DURATIONS = ("timeout", "trial_timeout", "storage.heartbeat", "storage.patience")
+"""Keys that take a duration."""
 
 NAMES = {
     "search.optimizers": tuple(OPTIMIZERS),
@@ -112,7 +122,7 @@ def _kind(key: str, field: Any) -> str:
     if key in NAMES:
         listed = ", ".join(f"`{name}`" for name in NAMES[key])
         return f"list of {listed}" if key.startswith("search.") else f"one of {listed}"
-    if key == "timeout":
+    if key in DURATIONS:
         return 'duration such as `"2h"`, or seconds'
     if key == "objective":
         return "path, module or table"
@@ -200,11 +210,19 @@ def schema() -> dict[str, Any]:
         "description": table.pop("description"),
         "anyOf": [{"type": "string", "minLength": 1}, {"$ref": table["$ref"]}],
     }
-    found["properties"]["timeout"] = {
-        "description": found["properties"]["timeout"]["description"],
-        "type": ["number", "string"],
-        "exclusiveMinimum": 0,
+    table = found["properties"]["storage"]
+    found["properties"]["storage"] = {
+        "description": table.pop("description"),
+        "anyOf": [{"type": "string", "minLength": 1}, table],
     }
+    for key in DURATIONS:
+        *tables, name = key.split(".")
+        place = found["$defs"]["StorageSection"] if tables else found
+        place["properties"][name] = {
+            "description": place["properties"][name]["description"],
+            "type": ["number", "string"],
+            "exclusiveMinimum": 0,
+        }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found, "title": "lrtune study file"}
 
 

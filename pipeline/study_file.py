@@ -32,7 +32,7 @@ from pipeline.training.decays import DECAYS, DEFAULT_DECAYS
 from pipeline.training.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
 
 PRUNERS = ("median", "percentile", "successive-halving", "hyperband", "none")
-BACKENDS = ("loky",)
+BACKENDS = ("loky", "dask", "ray")
 SAMPLERS = ("tpe", "random", "grid", "qmc", "cma-es", "gp")
 
 
@@ -368,12 +368,21 @@ class EngineSection(Section):
     frozen_memory: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 2048.0
 
 
+class CheckpointSection(Section):
+    """`[checkpoint]`: what a trial that is cut off goes on from."""
+
+    minutes: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 5.0
+    disk: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 2048.0
+
+
 class WorkersSection(Section):
     """`[workers]`: processes that train side by side."""
 
     count: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     backend: Annotated[str, one_of("a joblib backend that can be used here", BACKENDS)] = "loky"
+    address: Annotated[str, Field(min_length=1)] | None = None
+    at_once: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
 
     @property
     def threads_each(self) -> int:
@@ -402,6 +411,7 @@ class StudyConfig(Section):
     steps_per_epoch: Annotated[int, Field(ge=1)] | None = None
     trials: Annotated[int, Field(ge=1, le=10_000_000)] = 60
     timeout: Annotated[float, BeforeValidator(seconds)] | None = None
+    trial_timeout: Annotated[float, BeforeValidator(seconds)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     test_fraction: OpenFraction = 0.2
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -416,6 +426,7 @@ class StudyConfig(Section):
     engine: EngineSection = EngineSection()
     tensorboard: TensorboardSection = TensorboardSection()
     mlflow: MlflowSection = MlflowSection()
+    checkpoint: CheckpointSection = CheckpointSection()
     storage: Annotated[StorageSection, BeforeValidator(_storage_table)] = StorageSection()
     workers: WorkersSection = WorkersSection()
 
@@ -425,6 +436,22 @@ class StudyConfig(Section):
         if value is not None and info.data.get("limit") is not None:
             raise ValueError(f"limit says already how many training samples to use; remove one of the two, got {value}")
         return value
+
+
+WITHOUT_MEANING = (
+    "trials",
+    "timeout",
+    "trial_timeout",
+    "stop",
+    "confirm",
+    "checkpoint",
+    "storage",
+    "engine",
+    "workers",
+    "tensorboard",
+    "mlflow",
+)
+"""Keys that change how much of a study is run, and how, but not what a trial's value means."""
 
 
 @dataclass(frozen=True)
@@ -454,7 +481,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """Return the keys that change what a trial's value means, flat, for comparison on resume."""
         config = self.config.model_dump(mode="json")
-        for key in ("trials", "timeout", "stop", "confirm", "storage", "engine", "workers", "tensorboard", "mlflow"):
+        for key in WITHOUT_MEANING:
             config.pop(key)
         if self.config.pruning.pruner != "percentile":
             config["pruning"].pop("percentile")

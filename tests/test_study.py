@@ -290,6 +290,49 @@ def test_an_interruption_ends_with_130_and_the_command_that_resumes(tiny, sign):
     assert (tiny.parent / "tiny_study" / "report.html").exists()
 
 
+def test_the_second_interruption_ends_at_once(tiny):
+    """Also while a step of training does not come back, where the first can do nothing yet."""
+    (tiny.parent / "tiny.py").write_text(
+        (tiny.parent / "tiny.py").read_text()
+        + """
+
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+
+def pause(x):
+    Path(__file__).with_name("begun").touch()
+    time.sleep(1000)
+    return x
+
+
+class Pause(keras.layers.Layer):
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(pause, [x], x.dtype), x.shape)
+
+
+def build_model():
+    model = keras.Sequential([keras.Input((4,)), Pause(), keras.layers.Dense(2)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+"""
+    )
+    child = spawn(tiny)
+    until = time.monotonic() + 120
+    while not (tiny.parent / "begun").exists():
+        assert time.monotonic() < until and child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert "Resume with: lrtune tune" in errors.decode()
+
+
 def test_a_trial_whose_process_keeps_dying_is_given_up(tiny):
     """A third retry still runs to its end; one more counts as failed, with the reason, and nothing waits."""
     study = tune(tiny, trials=2)

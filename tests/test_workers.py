@@ -19,9 +19,10 @@ from pipeline.locks import FileLocks
 from pipeline.search import workers
 from pipeline.search.queue import DISTANCE, SeenStudy, TrialQueue
 from pipeline.search.space import Space
-from pipeline.search.study import distance_of, seconds_worked
+from pipeline.search.study import at_once, seconds_worked
 from pipeline.storage import open_storage
-from pipeline.study_file import read_study
+from pipeline.study_file import cores, read_study
+from tests.conftest import ROOT
 from tests.test_study import spawn, stored, tune, wait_for_trials
 
 SPACE = Space(
@@ -243,7 +244,99 @@ def test_seconds_side_by_side_count_once():
     assert seconds_worked(trials) == pytest.approx(6.0)
 
 
-def test_more_workers_than_the_distance_widen_it():
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, DISTANCE),
+        ({"workers.count": 1}, DISTANCE),
+        ({"workers.count": 16}, 16),
+        ({"workers.count": 16, "workers.at_once": 2}, 2),
+        ({"workers.backend": "ray"}, max(DISTANCE, cores())),
+    ],
+)
+def test_more_workers_than_the_distance_widen_it(tiny, keys, expected):
     """They would else wait for each other."""
-    assert distance_of("auto") == distance_of(1) == DISTANCE
-    assert distance_of(16) == 16
+    assert at_once(read_study(tiny, keys)) == expected
+
+
+def test_every_worker_claims_a_gpu_of_its_own(tmp_path):
+    """Two devices, three processes: the third shares; a device is free again when its process has died."""
+    code = (
+        "import os, sys, time; from pipeline.search.workers import claim_device; "
+        "print(claim_device(), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(60)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "4, GPU-b", "TMPDIR": str(tmp_path)}
+
+    def start() -> tuple[subprocess.Popen[str], str]:
+        child = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True)
+        return child, child.stdout.readline().strip()
+
+    children = [start() for _ in range(3)]
+    assert [said for _, said in children] == ["4 4", "GPU-b GPU-b", "None 4, GPU-b"]
+    children[1][0].kill()
+    children[1][0].wait()
+    children.append(start())
+    assert children[3][1] == "GPU-b GPU-b"
+    for child, _ in children:
+        child.kill()
+        child.communicate()
+
+
+def test_a_trial_that_takes_too_long_fails_and_one_that_hangs_is_ended(tiny):
+    """`trial_timeout` between epochs, and, where an epoch never ends, with its process; the study goes on."""
+    objective = tiny.parent / "tiny.py"
+    objective.write_text(
+        objective.read_text()
+        + """
+
+import time
+
+import tensorflow as tf
+from pathlib import Path
+
+
+def pause(x):
+    # A step is slow, or never ends, while a file says so.
+    for name, seconds in (("slow", 0.4), ("hang", 1000.0)):
+        if Path(__file__).with_name(name).exists():
+            if name == "hang":
+                Path(__file__).with_name(name).unlink()
+            time.sleep(seconds)
+    return x
+
+
+class Pause(keras.layers.Layer):
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(pause, [x], x.dtype), x.shape)
+
+
+def build_model():
+    model = keras.Sequential([keras.Input((4,)), Pause(), keras.layers.Dense(2)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+"""
+    )
+    options = ("--confirm.finalists", "0", "--engine.xla", "false", "--trial_timeout", "3", "--trials", "6")
+    child = spawn(tiny, *options)
+
+    def wait_for_failures(count: int) -> None:
+        until = time.monotonic() + 60
+        while sum(t.state == TrialState.FAIL for t in stored(tiny).trials) < count and child.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+    wait_for_trials(tiny, 2, child)
+    (tiny.parent / "hang").touch()
+    wait_for_failures(1)
+    (tiny.parent / "slow").touch()
+    wait_for_failures(2)
+    (tiny.parent / "slow").unlink()
+    _, errors = child.communicate(timeout=200)
+    assert child.returncode == 0, errors.decode()
+    trials = stored(tiny).trials
+    assert len(trials) == 6
+    causes = [t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL]
+    assert 2 <= len(causes) <= 3
+    assert all("longer than trial_timeout = 3" in cause for cause in causes)
+    assert sum("hung" in cause for cause in causes) == 1
+    assert not [t for t in trials if t.user_attrs.get("retries")]

@@ -28,13 +28,18 @@ from pipeline.training.stream import Stream, StreamSplit
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study file with its objective loaded and its engine built."""
+    """A study file with its objective loaded and its engine built.
+
+    Attributes:
+        inline: whether the objective lives in this process alone.
+    """
 
     study: Study
     objective: Objective
     engine: Engine
     splits: tuple[AnySplit, ...]
     monitor: Monitor
+    inline: bool = False
 
 
 def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) -> Prepared:
@@ -87,7 +92,7 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
     reporter.stage("data", objective.train.describe())
     if engine.frozen:
         reporter.stage("model", engine.frozen)
-    return Prepared(study, objective, engine, splits, monitor)
+    return Prepared(study, objective, engine, splits, monitor, inline=module is not None)
 
 
 def objective_of(study: Study, *, limit: int | float | None, module: ModuleType | None = None) -> Objective:

@@ -36,6 +36,9 @@ DISTANCE = 4
 """A trial sees the trials up to this many numbers before it: so many can run at once without changing a result."""
 
 
+CALLED_BACK = "called_back"
+"""The study's attribute that holds the token of the last workers of a cluster that are to end."""
+
 WIDENING = ("tpe", "random")
 """Samplers whose range of learning rates may grow while they sample."""
 

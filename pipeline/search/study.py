@@ -13,7 +13,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from optuna.trial import FrozenTrial, TrialState
 from pipeline.errors import KnownError, NoAnswerError, StorageError
 from pipeline.objective import describe_fault
 from pipeline.progress import Reporter, sparkline
+from pipeline.search.checkpoint import Checkpoint, Checkpoints
 from pipeline.search.confirmation import confirm, confirmation_seconds
 from pipeline.search.definition import about, check_same, definition_of
 from pipeline.search.prepare import Prepared, range_tests, space_of, training_failed
 from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner, pruning_note
-from pipeline.search.queue import DISTANCE, WIDENING, SeenStudy, Taken, TrialQueue
+from pipeline.search.queue import CALLED_BACK, DISTANCE, WIDENING, SeenStudy, Taken, TrialQueue
 from pipeline.search.range_test import RangeTest
 from pipeline.search.space import Space, widening_note
 from pipeline.search.stopping import StopRule
@@ -43,7 +45,7 @@ from pipeline.storage import (
     storage_errors,
     without_password,
 )
-from pipeline.study_file import SearchSection, given_keys
+from pipeline.study_file import SearchSection, Study, cores, given_keys
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.words import duration
 
@@ -59,6 +61,21 @@ SIGNIFICANT_DIGITS = 6
 """Digits kept of the curves in the storage."""
 
 
+HANGING_SECONDS = 10.0
+"""How long, in seconds, a trial may overrun `trial_timeout` at least before its process is ended."""
+
+
+ASKING_SECONDS = 2.0
+"""How often, in seconds, a worker of a cluster asks the storage whether it has been called back."""
+
+
+class TrialTimeout(Exception):
+    """A trial that took longer than it may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it took longer than trial_timeout = {duration(seconds)}")
+
+
 class StudyRunner:
     """Runs or resumes a study in its storage.
 
@@ -66,10 +83,18 @@ class StudyRunner:
         prepared: the study with its engine.
         reporter: told what happens.
         parent: in a worker, the process that started it; a trial is not begun after its end.
+        token: in a worker of a cluster, what tells its pool from others; the storage says when to stop.
+
+    Attributes:
+        on_hang: ends this process when a trial hangs; None where it cannot be ended.
     """
 
-    def __init__(self, prepared: Prepared, reporter: Reporter, parent: int | None = None) -> None:
-        self.parent = parent
+    def __init__(
+        self, prepared: Prepared, reporter: Reporter, parent: int | None = None, token: str | None = None
+    ) -> None:
+        self.parent, self.token = parent, token
+        self._asked = time.monotonic()
+        self.on_hang: Callable[[], object] | None = None if parent is None else lambda: os._exit(1)
         self._positions = (0.0, 1.0)
         self.prepared = prepared
         self.reporter = reporter
@@ -77,6 +102,12 @@ class StudyRunner:
         self.config = prepared.study.config
         self.url = self.study.storage_url
         self.started = time.monotonic()
+        self._checkpoints = Checkpoints(
+            self.study.output / "checkpoints",
+            minutes=self.config.checkpoint.minutes,
+            disk=self.config.checkpoint.disk * 2**20,
+            on_full=lambda text: self.reporter.stage("checkpoint", text),
+        )
 
     def run(self, *, fresh: bool = False) -> None:
         """Bring the study to the number of trials its file asks for, and confirm the best.
@@ -106,6 +137,10 @@ class StudyRunner:
             check_same(self.prepared, self.reporter, existing)
             study = existing
             self._restore_engine(study)
+            asked = self.config.workers.at_once
+            if asked not in ("auto", study.user_attrs.get("distance", 1)):
+                study.set_user_attr("distance", asked)
+                self.reporter.stage("workers", f"up to {asked} trials at once from now on")
             if study.user_attrs.get("study_file") != given_keys(self.config):
                 study.set_user_attr("study_file", given_keys(self.config))  # workers that join by name read it
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
@@ -113,6 +148,7 @@ class StudyRunner:
             mark.share()
             queue = self._queue(study)
             self._resume(queue)
+            self._checkpoints.tidy(t.number for t in study.get_trials(deepcopy=False) if not t.state.is_finished())
             self._enqueue(study, queue.space)
             note = pruning_note(
                 self.config.pruning.pruner, epochs=self.config.epochs, folds=self.config.validation.fold_count
@@ -125,6 +161,7 @@ class StudyRunner:
                     self.search(queue)
                 else:
                     pool.on_death = lambda: self._resume(queue)
+                    pool.finished = lambda: self._finished(study)
                     with self._watched(study, queue):
                         pool.search()
                     if study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)):
@@ -132,6 +169,8 @@ class StudyRunner:
             except BaseException:
                 # Wherever the interruption struck, no trial of this process is left running.
                 with contextlib.suppress(Exception):
+                    if pool is not None:
+                        pool.call_back(study)
                     queue.take_back_orphans(died=False)
                 raise
             self._say_trials(study)
@@ -281,7 +320,7 @@ class StudyRunner:
             study.set_user_attr("plain", sorted(prepared.engine.plain))
             study.set_user_attr("metric", prepared.monitor.name)
             study.set_user_attr("widens", self.config.sampler.name in WIDENING and self._searches_rates())
-            study.set_user_attr("distance", distance_of(self.config.workers.count))
+            study.set_user_attr("distance", at_once(self.study))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 study.set_metric_names([prepared.monitor.name])
@@ -338,7 +377,7 @@ class StudyRunner:
                             "timeout", f"{duration(config.timeout)} are used up after {finished} trials"
                         )
                         break
-                if self._orphaned():
+                if self._orphaned(study):
                     break
                 taken = queue.take(total)
                 if taken is None:  # earlier trials still run, here or elsewhere
@@ -358,7 +397,11 @@ class StudyRunner:
         study.set_user_attr("stopped", {"trials": finished, "rule": said})
         return said
 
-    def _orphaned(self) -> bool:
+    def _orphaned(self, study: optuna.Study) -> bool:
+        """Return whether the process that started this worker is gone, or has called its workers back."""
+        if self.token is not None and self.parent is None and time.monotonic() - self._asked > ASKING_SECONDS:
+            self._asked = time.monotonic()
+            return bool(study.user_attrs.get(CALLED_BACK) == self.token)
         return self.parent is not None and os.getppid() != self.parent
 
     def _total(self, space: Space) -> int:
@@ -380,22 +423,31 @@ class StudyRunner:
 
         A count that the study file does not set is decided by measurement, once for the study.
         """
-        from pipeline.search.workers import Pool, decide
+        from pipeline.search.workers import Pool, cluster_size, decide
 
         config, space = self.config, self._space(study)
         left = self._total(space) - self._finished(study)
+        # A trial that hangs can only be ended with its process, so there must be one beside this one.
+        alone = None
+        if config.trial_timeout is not None and not self.prepared.inline and left > 0:
+            alone = Pool(self.study, 1, cores() if config.workers.threads == "auto" else int(config.workers.threads))
+        if config.workers.backend != "loky":
+            count = cluster_size(self.study) if config.workers.count == "auto" else int(config.workers.count)
+            self.reporter.stage("workers", f"{count} through {config.workers.backend}")
+            threads = 1 if config.workers.threads == "auto" else int(config.workers.threads)
+            return Pool(self.study, count, threads) if left > 0 else None
         if config.workers.count != "auto":
             count = min(int(config.workers.count), max(left, 1))
             if config.workers.count == 1:
-                return None
+                return alone
             return Pool(self.study, count, config.workers.threads_each)
         choice = study.user_attrs.get("workers")
         if choice is None:
             choice, pool = decide(self, self._epochs_ahead())
             study.set_user_attr("workers", choice)
             self.reporter.stage("workers", choice["reason"])
-            return pool
-        return Pool(self.study, choice["count"], 1) if choice["count"] > 1 and left > 1 else None
+            return pool or alone
+        return Pool(self.study, choice["count"], 1) if choice["count"] > 1 and left > 1 else alone
 
     def _epochs_ahead(self) -> int:
         """Return about how many epochs the study will train, confirmation included."""
@@ -472,12 +524,16 @@ class StudyRunner:
     def _train_and_tell(self, queue: TrialQueue, taken: Taken, pruner: FoldPruner) -> None:
         config, study, trial, configuration = self.config, queue.study, taken.trial, taken.configuration
         baseline = bool(trial.user_attrs.get("baseline"))
+        checkpoint = self._checkpoint(queue, taken)
+        limit = config.trial_timeout
         trial.set_user_attr("learning_rate", configuration.learning_rate)
         reports = report_epochs(config.epochs, config.validation.fold_count)
 
         def on_epoch(fold: int, epoch: int, value: float) -> None:
-            if self._orphaned():
+            if self._orphaned(study):
                 raise KeyboardInterrupt
+            if limit is not None and checkpoint.seconds > limit:
+                raise TrialTimeout(limit)
             if fold == 0 and epoch in reports:
                 _report(trial, value, epoch)
 
@@ -486,32 +542,88 @@ class StudyRunner:
                 _report(trial, score, (fold + 1) * config.epochs - 1)
 
         try:
-            outcome = run_trial(
-                self.prepared.engine,
-                configuration,
-                self.prepared.splits,
-                epochs=config.epochs,
-                monitor=self.prepared.monitor,
-                pruner=None if baseline else pruner,
-                on_epoch=on_epoch,
-                on_fold=on_fold,
-            )
+            with self._watchdog(queue, taken):
+                outcome = run_trial(
+                    self.prepared.engine,
+                    configuration,
+                    self.prepared.splits,
+                    epochs=config.epochs,
+                    monitor=self.prepared.monitor,
+                    pruner=None if baseline else pruner,
+                    on_epoch=on_epoch,
+                    on_fold=on_fold,
+                    checkpoint=checkpoint,
+                )
         except Exception as error:  # whatever the model's code raises: the trial failed, the study goes on
             if is_of_storage(error):
                 raise  # the trial is not at fault: it goes back into the queue
-            storage = study._storage
-            fault = describe_fault(error, self.prepared.objective.path)
-            with queue.owned(taken) as still:
-                if still:
-                    storage.set_trial_user_attr(trial._trial_id, "error", fault)
-                    storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            told = isinstance(error, TrialTimeout)
+            self._fail(queue, taken, str(error) if told else describe_fault(error, self.prepared.objective.path))
             self._stop_after_failures(study)
             return
         with queue.owned(taken) as still:
             if still:
+                checkpoint.end()
                 self._tell(study, trial, outcome)
             else:
                 self.reporter.stage("trials", f"trial {trial.number} was ended by another process meanwhile")
+
+    def _fail(self, queue: TrialQueue, taken: Taken, fault: str) -> None:
+        """Record a trial as failed, with what went wrong."""
+        storage, trial_id = queue.study._storage, taken.trial._trial_id
+        with queue.owned(taken) as still:
+            if still:
+                storage.set_trial_user_attr(trial_id, "error", fault)
+                storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                self._checkpoints.remove(taken.trial.number)
+
+    def _checkpoint(self, queue: TrialQueue, taken: Taken) -> Checkpoint:
+        trial, attributes = taken.trial, queue.study.user_attrs
+        facts = [
+            attributes["definition"],
+            attributes["about"]["versions"],
+            attributes.get("xla"),
+            attributes.get("plain"),
+            asdict(taken.configuration),
+            bool(trial.user_attrs.get("baseline")),
+        ]
+
+        def share(value: dict[str, Any] | None) -> None:
+            trial.set_user_attr("progress", value)
+
+        return Checkpoint(
+            self._checkpoints,
+            trial.number,
+            facts,
+            shared=trial.user_attrs.get("progress"),
+            share=share if taken.owner else None,
+        )
+
+    @contextlib.contextmanager
+    def _watchdog(self, queue: TrialQueue, taken: Taken) -> Iterator[None]:
+        """End this process when a trial hangs: nothing else stops code that does not come back.
+
+        The limit itself is looked at after every epoch; only a trial that goes on for another tenth of it,
+        and ten seconds at least, is taken to hang.  Its processes are started again by whoever started them.
+        """
+        limit = self.config.trial_timeout
+        on_hang = self.on_hang
+        if limit is None or on_hang is None:
+            yield
+            return
+        ended = threading.Event()
+
+        def watch() -> None:
+            if not ended.wait(limit + max(0.1 * limit, HANGING_SECONDS)):
+                with contextlib.suppress(Exception):
+                    self._fail(queue, taken, f"{TrialTimeout(limit)}, and hung")
+                on_hang()
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
     def _stop_after_failures(self, study: optuna.Study) -> None:
         """End the study when nothing but failures came of its first trials, or of many in a row."""
@@ -584,9 +696,16 @@ def programs_of(search: SearchSection) -> int:
     )
 
 
-def distance_of(count: int | str) -> int:
-    """Return how many numbers back a trial's knowledge ends, for so many workers."""
-    return DISTANCE if count == "auto" else max(DISTANCE, int(count))
+def at_once(study: Study) -> int:
+    """Return how many trials may run at once, which is how many numbers back a trial's knowledge ends."""
+    from pipeline.search.workers import cluster_size
+
+    settings = study.config.workers
+    if settings.at_once != "auto":
+        return int(settings.at_once)
+    if settings.count == "auto":
+        return max(DISTANCE, cluster_size(study)) if settings.backend != "loky" else DISTANCE
+    return max(DISTANCE, int(settings.count))
 
 
 def _range_test_record(test: RangeTest) -> dict[str, Any]:

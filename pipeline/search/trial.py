@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.search.checkpoint import Checkpoint, Position
 from pipeline.search.pruning import FoldPruner
 from pipeline.search.space import Configuration
 from pipeline.training.decays import Plateau
@@ -111,6 +112,7 @@ def run_trial(
     on_epoch: Callable[[int, int, float], None] | None = None,
     on_fold: Callable[[int, float], None] | None = None,
     run_epochs: int | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Outcome:
     """Train a configuration on every fold.
 
@@ -124,19 +126,31 @@ def run_trial(
         on_epoch: called with (fold, epoch, value) after each epoch, both counted from 0.
         on_fold: called with (fold, score over the folds so far) after each fold.
         run_epochs: stop after this many epochs; the decay stays as long as it is.
+        checkpoint: keeps how far the trial has come, and tells where it goes on.
 
     Returns:
         The outcome; a diverged trial has one too.
     """
-    outcome = Outcome()
-    costs: list[list[float]] = []
+    at = checkpoint.load() if checkpoint is not None else Position()
+    outcome = Outcome(curves=at.curves)
+    known = outcome.curves.get(monitor.name, [])
+    costs = [[float(monitor.cost(value)) for value in curve] for curve in known[: at.fold]]
     for fold, split in enumerate(splits):
+        if fold < at.fold:
+            continue
         steps = split.steps_per_epoch(configuration.batch_size or engine.batch_size)
         table = configuration.rates(epochs * steps).reshape(epochs, steps)
         plateau = Plateau(configuration.final_fraction, epochs) if configuration.decay == "plateau" else None
         run = engine.start(configuration.spec, split, configuration.batch_size)
         costs.append([])
-        for epoch in range(run_epochs or epochs):
+        begin = 0
+        if fold == at.fold and at.epoch:
+            run.restore(at.state)
+            begin = at.epoch
+            costs[fold] = [float(monitor.cost(value)) for value in known[fold]]
+            if plateau is not None:
+                plateau.restore(at.plateau)
+        for epoch in range(begin, run_epochs or epochs):
             share = plateau.share if plateau is not None else 1.0
             result = run.epoch(table[epoch] * share, TRIAL_RULE)
             reason = result.reason
@@ -162,12 +176,24 @@ def run_trial(
             if pruner is not None and pruner.inside_fold(costs[fold]):
                 outcome.pruned = True
                 return outcome
+            if checkpoint is not None and epoch + 1 < (run_epochs or epochs):
+                checkpoint.after_epoch(
+                    lambda: Position(
+                        fold,  # noqa: B023
+                        epoch + 1,  # noqa: B023
+                        outcome.curves,
+                        {} if plateau is None else plateau.state(),  # noqa: B023
+                        state=run.state(),  # noqa: B023
+                    )
+                )
         if on_fold is not None:
             mean = np.mean(costs, axis=0)
             on_fold(fold, float(np.min(mean) if monitor.mode == "min" else -np.min(mean)))
         if pruner is not None and fold + 1 < len(splits) and pruner.after_fold(costs):
             outcome.pruned = True
             return outcome
+        if checkpoint is not None and fold + 1 < len(splits):
+            checkpoint.after_fold(Position(fold + 1, 0, outcome.curves))
     mean = np.mean(costs, axis=0)
     best = int(np.argmin(mean))
     if not np.isfinite(mean[best]):

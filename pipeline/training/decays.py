@@ -7,7 +7,7 @@ table equals Keras's own schedule with `decay_steps = N - 1` at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,13 +159,15 @@ class Plateau:
         final_fraction: the lowest rate over the first.
         epochs: epochs of the run.
         share: the present rate over the first.
+        best: the lowest cost so far.
+        waited: epochs since.
     """
 
     final_fraction: float
     epochs: int
     share: float = 1.0
-    _best: float = np.inf
-    _waited: int = 0
+    best: float = np.inf
+    waited: int = 0
 
     @property
     def factor(self) -> float:
@@ -179,13 +181,21 @@ class Plateau:
 
     def after_epoch(self, cost: float) -> None:
         """Take note of an epoch's monitored value, lower is better."""
-        if cost < self._best:
-            self._best, self._waited = cost, 0
+        if cost < self.best:
+            self.best, self.waited = cost, 0
             return
-        self._waited += 1
-        if self._waited >= self.patience:
+        self.waited += 1
+        if self.waited >= self.patience:
             self.share = max(self.share * self.factor, self.final_fraction)
-            self._waited = 0
+            self.waited = 0
+
+    def state(self) -> dict[str, float]:
+        """Return what the next epochs depend on."""
+        return {"share": self.share, "best": self.best, "waited": self.waited}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Go on from a state."""
+        self.share, self.best, self.waited = state["share"], state["best"], int(state["waited"])
 
 
 PLATEAU_DROPS = 3

@@ -12,7 +12,7 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +73,7 @@ class _Program:
 
     Attributes:
         optimizer: the Keras optimizer; its learning rate is read from the table.
+        variables: the model's state and the optimizer's slots, in this order.
         reset: function of (model state, slots) that assigns both.
         initial_slots: values of the optimizer's variables before its first step.
         copies: slots that start as copies of weights, as (index of the slot, index in the model's state).
@@ -81,6 +82,7 @@ class _Program:
     """
 
     optimizer: Any
+    variables: list[Any]
     reset: Callable[..., Any]
     initial_slots: list[Any]
     copies: list[tuple[int, int]]
@@ -504,6 +506,7 @@ class Engine:
 
             self._programs[name] = _Program(
                 optimizer=optimizer,
+                variables=[*state, *slots],
                 reset=self.tf.function(reset, autograph=False),
                 initial_slots=[self.tf.constant(v.numpy()) for v in slots],
                 copies=copies,
@@ -630,6 +633,33 @@ class Run:
             if result.diverged_step is not None:
                 return replace(result, losses=np.concatenate(losses), diverged_step=start + result.diverged_step)
         return replace(result, losses=np.concatenate(losses))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return all that the next epoch depends on: variables, random states, and the position in the data."""
+        values = {f"variable-{i}": np.asarray(v.numpy()) for i, v in enumerate(self.program.variables)}
+        for i, place in enumerate(self._cursor.position()):
+            values[f"cursor-{i}"] = np.asarray(place)
+        return {**values, "recent": np.asarray(self._recent), "steps": np.asarray(self.steps_done)}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on where a run of the same configuration and split was when `state` was taken.
+
+        Args:
+            state: what its `state()` returned after a whole epoch.
+
+        Raises:
+            KeyError, ValueError: when it is the state of another model.
+        """
+        variables = self.program.variables
+        values = [state[f"variable-{i}"] for i in range(len(variables))]
+        if any(value.shape != tuple(v.shape) for value, v in zip(values, variables, strict=True)):
+            raise ValueError("a run's state must have the shapes of the model's variables")
+        slots = len(variables) - len(self.program.initial_slots)
+        tensors = [self.engine.tf.constant(value) for value in values]
+        self.program.reset(tensors[:slots], tensors[slots:])
+        places = sum(name.startswith("cursor-") for name in state)
+        self._cursor.go_to([state[f"cursor-{i}"] for i in range(places)])
+        self._recent, self.steps_done = np.asarray(state["recent"], np.float32), int(state["steps"])
 
     def _go(self, feed: Any, samples: int, rates: Any, rule: DivergenceRule | None, validate: bool) -> Epoch:
         ceilings = np.full(len(rates), np.inf)

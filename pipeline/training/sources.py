@@ -35,6 +35,12 @@ class Cursor(Protocol):
     def steps(self, count: int) -> tuple[Any, int]:
         """Return a feed of the next `count` steps, over as many passes as that takes, and its samples."""
 
+    def position(self) -> list[Any]:
+        """Return where the cursor is after a whole epoch, as numbers and arrays."""
+
+    def go_to(self, position: list[Any]) -> None:
+        """Go on from a position."""
+
 
 class Source(Protocol):
     """What the engine and its traced loop need of the data."""
@@ -196,6 +202,14 @@ class ArrayCursor:
         order, self._left = self._left[:samples], self._left[samples:]
         return order, samples
 
+    def position(self) -> list[Any]:
+        """Return the passes begun; only between whole epochs."""
+        return [self.passes]
+
+    def go_to(self, position: list[Any]) -> None:
+        """Go on from a position."""
+        self.passes = int(position[0])
+
     def _shuffle(self) -> NDArray[np.int32]:
         self.passes += 1
         return shuffle(self.split, self.passes - 1)
@@ -272,7 +286,7 @@ class StreamCursor:
     """Follows one run through the passes over a training dataset."""
 
     def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+        self.stream, self.taken = stream, 0
         self._endless: Any = None
 
     def epoch(self, limit: int | None = None) -> tuple[Any, int]:
@@ -285,7 +299,21 @@ class StreamCursor:
         """Return the endless pass, which remembers where it is."""
         if self._endless is None:
             self._endless = iter(self.stream.train.repeat())
+        self.taken += count
         return self._endless, count * self.stream.batch_size
+
+    def position(self) -> list[Any]:
+        """Return the batches taken from the endless pass, and where every shuffle stands."""
+        return [self.taken, *(state.numpy() for state in self.stream.shuffles)]
+
+    def go_to(self, position: list[Any]) -> None:
+        """Go on from a position; an endless pass is run through up to it."""
+        if int(position[0]):
+            endless, _ = self.steps(int(position[0]))
+            for _ in range(self.taken):
+                next(endless)
+        for state, value in zip(self.stream.shuffles, position[1:], strict=True):
+            state.assign(value)
 
 
 def make_source(tf: Any, data: Data | Stream, batch_size: int) -> ArraySource | StreamSource:
