@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import tempfile
 import threading
 import time
@@ -258,6 +259,8 @@ def _ray(path: Path, address: str | None, count: int) -> Iterator[None]:
     began = not ray.is_initialized()
     if began:
         try:
+            if address not in (None, "auto", "local"):
+                _answers(str(address))  # Ray itself would go on trying for minutes
             ray.init(
                 address=address,
                 num_cpus=count if address is None else None,
@@ -265,7 +268,7 @@ def _ray(path: Path, address: str | None, count: int) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 include_dashboard=None if address else False,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise KnownError(
                 f"{path}: workers.address must be that of a running Ray cluster, got '{address}' "
                 f"({' '.join(str(error).split())[:200]}). Start one with 'ray start --head'."
@@ -277,6 +280,15 @@ def _ray(path: Path, address: str | None, count: int) -> Iterator[None]:
     finally:
         if began:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raise an error when nothing listens at "host:port"."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        raise ValueError("expected host:port")
+    with socket.create_connection((host, int(port)), timeout=CONNECTING_SECONDS):
+        pass
 
 
 def _in_worker(
