@@ -419,3 +419,39 @@ def test_an_optimizer_that_xla_makes_slow_stays_in_the_plain_graph(monkeypatch):
     np.testing.assert_array_equal(
         engine.start("adam", SPLIT).epoch(rates).losses, reference.start("adam", SPLIT).epoch(rates).losses
     )
+
+
+def test_another_thread_that_draws_random_numbers_changes_no_weight(classification):
+    """The workers of a cluster have such threads; Keras draws its seeds from Python's global generator."""
+    import random
+    import sys
+    import threading
+
+    def build() -> keras.Model:
+        model = keras.Sequential([keras.Input((6,))])
+        for _ in range(30):
+            model.add(layers.Dense(4))
+        model.add(layers.Dense(3))
+        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    quiet = Engine(build, classification, batch_size=BATCH, seed=3)
+    expected = [v.numpy() for v in quiet.model.variables]
+    ended = threading.Event()
+
+    def draw() -> None:
+        while not ended.is_set():
+            random.random()
+
+    thread, interval = threading.Thread(target=draw), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        for _ in range(5):
+            found = Engine(build, classification, batch_size=BATCH, seed=3)
+            for one, other in zip(expected, found.model.variables, strict=True):
+                np.testing.assert_array_equal(one, other.numpy())
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)

@@ -11,8 +11,10 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,11 +137,12 @@ class Engine:
         self._frozen_bytes = frozen_bytes
         self._initial_losses: dict[tuple[int, int], Floats] = {}
         self._rate: Any = None
-        self.whole = self.model = self._new_model(seed)
-        self._unseeded = self._global_seed_generator()
-        self._own_train_step = _overrides(self.keras, self.model, "train_step")
-        self._own_test_step = _overrides(self.keras, self.model, "test_step")
-        self.train_names, self.test_names = self._build(self.model)
+        with own_draws(seed):
+            self.whole = self.model = self._new_model(seed)
+            self._unseeded = self._global_seed_generator()
+            self._own_train_step = _overrides(self.keras, self.model, "train_step")
+            self._own_test_step = _overrides(self.keras, self.model, "test_step")
+            self.train_names, self.test_names = self._build(self.model)
         self._cut_frozen(seed)
         self._extras = _other_state(self.tf, self.keras, self.model)
         self._initial_extras = [self.tf.constant(v.numpy()) for v in self._extras]
@@ -191,8 +194,9 @@ class Engine:
             return self.whole
         # Cutting leaves marks in a model's graph that saving trips over, and another seed may have drawn
         # another body: a new model gets the trained weights.
-        model = self._new_model(split.seed)
-        self._build(model)
+        with own_draws(split.seed):
+            model = self._new_model(split.seed)
+            self._build(model)
         trained = {id(v) for v in self.model.variables}
         for variable, value in zip(model.variables, self.whole.variables, strict=True):
             if id(value) in trained:
@@ -377,9 +381,10 @@ class Engine:
         except (ValueError, TypeError, NotImplementedError, self.tf.errors.OpError):
             # A graph that cannot be taken apart is trained whole, by a model without marks.
             source.hold(data)
-            self.whole = self.model = self._new_model(seed)
-            self._keep_global_seed_generator()
-            self._build(self.model)
+            with own_draws(seed):
+                self.whole = self.model = self._new_model(seed)
+                self._keep_global_seed_generator()
+                self._build(self.model)
             return
         self.model = found.head
         self.train_names, self.test_names = self._build(self.model)
@@ -466,9 +471,10 @@ class Engine:
         Where the model has a frozen body, the outputs of that seed's body take their place too.
         """
         if seed not in self._snapshots or (self.frozen and self._bodies[seed] not in self._features):
-            model = self._new_model(seed)
-            if not all(layer.built for layer in model._flatten_layers()):
-                self._build(model)
+            with own_draws(seed):
+                model = self._new_model(seed)
+                if not all(layer.built for layer in model._flatten_layers()):
+                    self._build(model)
             if self.frozen:
                 found = cut(self.keras, model)
                 if found is None:
@@ -671,6 +677,23 @@ class Run:
         )
         self.steps_done += len(result.losses)
         return result
+
+
+@contextmanager
+def own_draws(seed: int) -> Iterator[None]:
+    """While a model is built, let Keras draw its seeds from a generator that no other thread draws from.
+
+    Keras takes them from Python's global generator, which a cluster's worker uses in other threads too; a draw of
+    theirs in between would change every weight.  The numbers are those that `set_random_seed` leads to.
+    """
+    from keras.src.random import seed_generator
+
+    shared = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed % 2**32)
+    try:
+        yield
+    finally:
+        seed_generator.python_random = shared
 
 
 def _overrides(keras: Any, model: Any, name: str) -> bool:
