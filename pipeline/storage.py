@@ -83,6 +83,23 @@ def check_exists(url: str) -> None:
         raise StorageError(f"storage.url: {path} does not exist. Run 'lrtune tune' first.")
 
 
+def check_layout(where: object, layout: object) -> None:
+    """Refuse a study that another version of lrtune laid out.
+
+    Args:
+        where: the study file.
+        layout: what the study says of itself.
+
+    Raises:
+        StorageError: naming both layouts and the ways out.
+    """
+    if layout != LAYOUT:
+        raise StorageError(
+            f"{where}: the study in storage has layout {layout}, this lrtune reads layout {LAYOUT}. "
+            "Use the lrtune version that made it, or start anew with --fresh."
+        )
+
+
 def open_storage(url: str, *, create: bool, heartbeat: float = 20.0, patience: float = 300.0) -> RDBStorage:
     """Open a storage.
 

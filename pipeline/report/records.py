@@ -22,7 +22,7 @@ from pipeline.search.queue import positions_after
 from pipeline.search.space import Configuration
 from pipeline.search.stored import best_epoch_of, configuration_of
 from pipeline.search.trial import RATE, Monitor
-from pipeline.storage import open_storage, storage_errors, without_password
+from pipeline.storage import check_layout, open_storage, storage_errors, without_password
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,6 +215,7 @@ def load_record(study: Study) -> StudyRecord:
         raise StorageError(
             f"{study.path}: the study in storage was not set up whole. Run 'lrtune tune {study.path}' again."
         )
+    check_layout(study.path, attributes.get("layout"))
     monitor = Monitor(attributes["about"]["monitor"], attributes["about"]["mode"])
     return StudyRecord(
         name=study.name,

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
-from pipeline.storage import check_exists, server_arguments, storage_errors, without_password
+from pipeline.storage import check_exists, check_layout, server_arguments, storage_errors, without_password
 from pipeline.words import FURTHER, describe_configuration, duration
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ def _describe(study: Study, tables: _Tables) -> Status:
             f"{study.path}: the storage {without_password(study.storage_url)} holds no study named '{study.name}'. "
             f"Run 'lrtune tune {study.path}' first."
         )
+    if tables.attribute("definition"):
+        check_layout(study.path, tables.attribute("layout"))
     counts, diverged = tables.counts(), tables.diverged()
     finished = sum(counts.get(state, 0) for state in FINISHED)
     total = max(study.config.trials, sum(counts.values()))

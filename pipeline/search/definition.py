@@ -11,10 +11,10 @@ import numpy as np
 import optuna
 
 from pipeline import __version__
-from pipeline.errors import KnownError, StorageError, did_you_mean
+from pipeline.errors import KnownError, did_you_mean
 from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared
-from pipeline.storage import LAYOUT, open_storage, storage_errors, without_password
+from pipeline.storage import check_layout, open_storage, storage_errors, without_password
 from pipeline.study_file import Study, study_of
 
 
@@ -89,12 +89,7 @@ def about(prepared: Prepared) -> dict[str, Any]:
 def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> None:
     """Refuse to mix trials whose values mean different things."""
     path = prepared.study.path
-    layout = study.user_attrs.get("layout")
-    if layout != LAYOUT:
-        raise StorageError(
-            f"{path}: the study in storage has layout {layout}, this lrtune reads layout {LAYOUT}. "
-            "Use the lrtune version that made it, or start anew with --fresh."
-        )
+    check_layout(path, study.user_attrs.get("layout"))
     before, now = dict(study.user_attrs["definition"]), definition_of(prepared)
     for facts in (before, now):  # where the code lies is no matter: the hashes below tell what it does
         facts.pop("objective", None)
