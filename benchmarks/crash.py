@@ -71,6 +71,8 @@ class Storm:
             code = self.main.poll()
             if code == 0:
                 break
+            if code == 1 and "Check that the database is there" in self._said()[-400:]:
+                continue  # begun while the server was away: refused at once, to be started again
             if code not in (None, -signal.SIGKILL):
                 self.faults.append(f"the command ended with {code}: {self._said()[-600:]}")
                 break

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from pipeline.words import duration
+
+NOTE_EVERY_SECONDS = 0.2
+"""How often a note that takes time to make is made anew on a terminal."""
 
 PLAIN_EVERY_SECONDS = 10.0
 """Where output is no terminal, a line of progress is printed at most this often."""
@@ -34,17 +37,25 @@ class Bar:
     printed: float
     as_json: bool = False
 
-    def update(self, done: int, note: str) -> None:
-        """Show the work done and a note; time left is estimated from this run's own pace."""
+    def update(self, done: int, note: str | Callable[[], str]) -> None:
+        """Show the work done and a note; time left is estimated from this run's own pace.
+
+        A note that takes time to make is given as a function, which is called when it is shown.
+        """
         self.done = done
         now = time.monotonic()
         here = done - self.started_at
         left = (now - self.started) / here * (self.total - done) if here > 0 else None
         time_left = f"{duration(left)} left" if left is not None and done < self.total else ""
         if self.rich is not None and self.task is not None:
-            self.rich.update(self.task, completed=done, note=note, left=time_left)
+            if callable(note) and now - self.printed < NOTE_EVERY_SECONDS and done < self.total:
+                self.rich.update(self.task, completed=done, left=time_left)
+                return
+            self.printed = now
+            self.rich.update(self.task, completed=done, note=note() if callable(note) else note, left=time_left)
         elif now - self.printed >= PLAIN_EVERY_SECONDS or done == self.total:
             self.printed = now
+            note = note() if callable(note) else note
             if self.as_json:
                 _print_json(self.console, {"progress": self.name, "done": done, "total": self.total, "note": note})
                 return

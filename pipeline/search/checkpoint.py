@@ -1,6 +1,6 @@
 """Checkpoints inside a trial: one that is cut off goes on where it was, to the same last digit.
 
-After every fold the curves so far are kept, and every so many minutes inside a fold also the
+After every fold that took its time the curves so far are kept, and every so many minutes inside a fold also the
 model's variables, the optimizer's, all random states and the position in the data.  A checkpoint
 is a file of plain numbers, written aside and moved into place, one per running trial; it is
 removed when the trial ends.  Where machines share a study, the curves of whole folds are also kept
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 State = dict[str, NDArray[Any]]
 """What a run is made of: arrays by name."""
+
+FOLD_SECONDS = 0.5
+"""Folds that took less than so many seconds are trained again rather than kept."""
 
 STORAGE_SECONDS = 10.0
 """Whole folds are kept in a storage that machines share at most every so many seconds."""
@@ -169,7 +172,9 @@ class Checkpoint:
         self._kept = time.monotonic()
 
     def after_fold(self, position: Position) -> None:
-        """Keep the curves of the folds that are done."""
+        """Keep the curves of the folds that are done, where that took longer than writing them."""
+        if time.monotonic() - self._kept < min(FOLD_SECONDS, self.place.seconds):
+            return
         self._write(position)
         self._kept = time.monotonic()
         if self._share is not None and self._kept - self._stored >= STORAGE_SECONDS:

@@ -24,6 +24,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.locks import Heart, LiveMark, Locks, LostLock
+from pipeline.search.draft import Draft
 from pipeline.search.samplers import make_sampler
 from pipeline.search.space import Configuration, Space, widened
 from pipeline.search.stopping import StopRule
@@ -38,6 +39,9 @@ DISTANCE = 4
 
 CALLED_BACK = "called_back"
 """The study's attribute that holds the token of the last workers of a cluster that are to end."""
+
+DRAFTED = ("tpe", "random")
+"""Samplers that draw without writing anything, so that a trial can be created whole."""
 
 WIDENING = ("tpe", "random")
 """Samplers whose range of learning rates may grow while they sample."""
@@ -106,6 +110,9 @@ class TrialQueue:
         seed: seed of the study.
         heartbeat: seconds between two signs of life of a trial, where machines share the study.
         rule: when more trials are not worth it, or None.
+
+    Attributes:
+        seen: the trials as `take` has last read them.
     """
 
     def __init__(
@@ -120,9 +127,10 @@ class TrialQueue:
         heartbeat: float = 20.0,
         rule: StopRule | None = None,
     ) -> None:
-        self.rule = rule
+        self.rule, self._widens = rule, bool(study.user_attrs.get("widens"))
         self.study, self.space, self.locks = study, space, locks
         self.distance, self.sampler, self.seed = distance, sampler, seed
+        self.seen: list[FrozenTrial] = []
         self._storage: Any = study._storage
         self._heart = Heart(lambda trial_id: self._storage.record_heartbeat(trial_id), heartbeat)
 
@@ -141,7 +149,7 @@ class TrialQueue:
         study, machine = self.study, self.locks.machine
         with self.locks.exclusively("queue") as still_held, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the baseline's position may lie outside its range
-            trials = study.get_trials(deepcopy=False)
+            trials = self.seen = study.get_trials(deepcopy=False)
             total = self.limit(trials, total)
             waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
             if not waiting and len(trials) >= total:
@@ -161,12 +169,26 @@ class TrialQueue:
             owner = f"{machine}/{uuid.uuid4().hex}" if machine else ""
             try:
                 still_held()
-                trial = study.ask()
-                if machine:
+                if waiting or self.sampler not in DRAFTED:
+                    trial = study.ask()
+                    if machine:
+                        still_held()
+                        trial.set_user_attr("owner", owner)
+                        self._heart.start(trial._trial_id)
+                    configuration = space.suggest(trial)
+                    trial.set_user_attr("learning_rate", configuration.learning_rate)
+                else:
+                    study._thread_local.cached_all_trials = trials
+                    draft = Draft(study, number)
+                    configuration = space.suggest(draft)
+                    draft.user_attrs = {
+                        "learning_rate": configuration.learning_rate,
+                        **({"owner": owner} if owner else {}),
+                    }
                     still_held()
-                    trial.set_user_attr("owner", owner)
-                    self._heart.start(trial._trial_id)
-                configuration = space.suggest(trial)
+                    trial = draft.create()
+                    if machine:
+                        self._heart.start(trial._trial_id)
             except BaseException:
                 mark.__exit__()
                 raise
@@ -191,7 +213,7 @@ class TrialQueue:
 
     def space_after(self, trials: Sequence[FrozenTrial], horizon: int) -> Space:
         """Return the space as the trials up to a number have widened it."""
-        if not self.study.user_attrs.get("widens"):
+        if not self._widens:
             return self.space
         sign = 1.0 if self.study.direction == optuna.study.StudyDirection.MINIMIZE else -1.0
         return replace(self.space, positions=positions_after(trials[: max(0, horizon + 1)], sign))
@@ -206,14 +228,14 @@ class TrialQueue:
     def put_back(self, taken: Taken) -> None:
         """Return an interrupted trial to the queue under its own number."""
         with self.owned(taken) as still:
-            if still:
+            if still and self._storage.get_trial(taken.trial._trial_id).state == TrialState.RUNNING:
                 self._storage.set_trial_state_values(taken.trial._trial_id, TrialState.WAITING)
 
     @contextmanager
     def owned(self, taken: Taken) -> Iterator[bool]:
         """Yield whether a trial is still this process's to end, and keep it so meanwhile."""
         if not taken.owner:
-            yield self._storage.get_trial(taken.trial._trial_id).state == TrialState.RUNNING
+            yield True  # its lock file is held
             return
         with self.locks.exclusively(f"trial-{taken.trial.number}"):
             stored = self._storage.get_trial(taken.trial._trial_id)

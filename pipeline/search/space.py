@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,19 @@ from pipeline.training.decays import rate_table
 from pipeline.training.optimizers import BASELINE_OPTIMIZER, OPTIMIZERS, OptimizerSpec
 from pipeline.words import describe_configuration
 
-if TYPE_CHECKING:
-    import optuna
+
+class Drawing(Protocol):
+    """What draws parameters: a trial of Optuna's, or one that is not stored yet."""
+
+    @property
+    def user_attrs(self) -> dict[str, Any]:
+        """What is known of the trial."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Draw one of the choices."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Draw a number."""
 
 
 DIGITS = 4
@@ -193,7 +204,7 @@ class Space:
         low, high = self.bounds[optimizer]
         return math.log(learning_rate / low) / math.log(high / low) if high > low else 0.0
 
-    def suggest(self, trial: optuna.trial.Trial) -> Configuration:
+    def suggest(self, trial: Drawing) -> Configuration:
         """Draw a configuration for a trial; the baseline keeps its own true rate."""
         if trial.user_attrs.get("baseline"):
             return self._suggest_baseline(trial)
@@ -211,7 +222,7 @@ class Space:
             rate = self.rate_at(optimizer, position, further.get("batch_size"))
         return Configuration(optimizer, rate, decay, fraction, **further)
 
-    def _final_fraction(self, trial: optuna.trial.Trial, decay: str) -> float:
+    def _final_fraction(self, trial: Drawing, decay: str) -> float:
         if decay == "constant":
             return 1.0
         if self.final_fraction is None:
@@ -219,7 +230,7 @@ class Space:
         low, high = self.final_fraction
         return min(tidy(trial.suggest_float("final_fraction", low, high, log=True)), 1.0)
 
-    def _suggest_baseline(self, trial: optuna.trial.Trial) -> Configuration:
+    def _suggest_baseline(self, trial: Drawing) -> Configuration:
         """Name the baseline's parameters in the dashboard, as far as the space has them."""
         if BASELINE.optimizer in self.optimizers and BASELINE.decay in self.decays:
             trial.suggest_categorical("optimizer", self.optimizers)

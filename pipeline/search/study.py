@@ -27,6 +27,7 @@ from pipeline.progress import Reporter, sparkline
 from pipeline.search.checkpoint import Checkpoint, Checkpoints
 from pipeline.search.confirmation import confirm, confirmation_seconds
 from pipeline.search.definition import about, check_same, definition_of
+from pipeline.search.draft import end_trial
 from pipeline.search.prepare import Prepared, range_tests, space_of, training_failed
 from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner, pruning_note
 from pipeline.search.queue import CALLED_BACK, DISTANCE, WIDENING, SeenStudy, Taken, TrialQueue
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
     from pipeline.search.workers import Pool
+
+REPORT_SECONDS = 1.0
+"""Intermediate values are written while a trial runs at most so often, in seconds."""
 
 REPORTS_PER_TRIAL = 10
 """Intermediate values written per trial at most: each costs a commit."""
@@ -102,6 +106,7 @@ class StudyRunner:
         self.config = prepared.study.config
         self.url = self.study.storage_url
         self.started = time.monotonic()
+        self._facts: list[Any] = []
         self._checkpoints = Checkpoints(
             self.study.output / "checkpoints",
             minutes=self.config.checkpoint.minutes,
@@ -357,21 +362,15 @@ class StudyRunner:
         study, config = queue.study, self.config
         wanted = self._total(queue.space)
         past: dict[int, PastTrial] = {}
-        spent_before = seconds_worked(study.get_trials(deepcopy=False))
+        queue.seen = study.get_trials(deepcopy=False)
+        spent_before = seconds_worked(queue.seen)
         checked = 0.0
         with self.reporter.bar("trials", wanted, self._finished(study)) as bar:
             while True:
-                trials = study.get_trials(deepcopy=False)
-                total = queue.limit(trials, wanted)
-                finished = sum(trial.state.is_finished() for trial in trials)
-                bar.update(finished, self._note(study, trials))
-                if finished == len(trials) >= total:
-                    if total < wanted:
-                        self.reporter.stage("stop", self._say_stop(study, finished))
-                    break
+                finished = sum(trial.state.is_finished() for trial in queue.seen)
                 if config.timeout is not None:
                     spent = spent_before + time.monotonic() - self.started
-                    reserved = min(confirmation_seconds(trials, config.confirm), config.timeout / 2)
+                    reserved = min(confirmation_seconds(queue.seen, config.confirm), config.timeout / 2)
                     if spent + reserved >= config.timeout and finished > 0:
                         self.reporter.stage(
                             "timeout", f"{duration(config.timeout)} are used up after {finished} trials"
@@ -379,8 +378,17 @@ class StudyRunner:
                         break
                 if self._orphaned(study):
                     break
-                taken = queue.take(total)
-                if taken is None:  # earlier trials still run, here or elsewhere
+                taken = queue.take(wanted)
+                trials = queue.seen
+                finished = sum(trial.state.is_finished() for trial in trials)
+                bar.update(finished, lambda: self._note(study, trials))  # noqa: B023
+                if taken is None:
+                    total = queue.limit(trials, wanted)
+                    if finished == len(trials) >= total:
+                        if total < wanted:
+                            self.reporter.stage("stop", self._say_stop(study, finished))
+                        break
+                    # earlier trials still run, here or elsewhere
                     time.sleep(0.02)
                     if time.monotonic() - checked > 1.0:
                         checked = time.monotonic()
@@ -495,7 +503,7 @@ class StudyRunner:
             if taken.space.positions != self._positions:
                 self._positions = taken.space.positions
                 self.reporter.stage("search", str(widening_note(self._positions)))
-            self._train_and_tell(queue, taken, self._pruner(queue.study, taken, past))
+            self._train_and_tell(queue, taken, self._pruner(queue.seen, taken, past))
         except BaseException:
             with contextlib.suppress(Exception):
                 queue.put_back(taken)
@@ -503,10 +511,10 @@ class StudyRunner:
         finally:
             queue.release(taken)
 
-    def _pruner(self, study: optuna.Study, taken: Taken, past: dict[int, PastTrial]) -> FoldPruner:
+    def _pruner(self, trials: Sequence[FrozenTrial], taken: Taken, past: dict[int, PastTrial]) -> FoldPruner:
         """Return the pruner of a trial, which knows the trials up to its horizon; `past` keeps those read before."""
         config = self.config
-        for one in study.get_trials(deepcopy=False):
+        for one in trials:
             if one.number not in past and one.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 past[one.number] = past_trial(one, self.prepared.monitor)
         pruner = make_pruner(
@@ -526,8 +534,18 @@ class StudyRunner:
         baseline = bool(trial.user_attrs.get("baseline"))
         checkpoint = self._checkpoint(queue, taken)
         limit = config.trial_timeout
-        trial.set_user_attr("learning_rate", configuration.learning_rate)
         reports = report_epochs(config.epochs, config.validation.fold_count)
+        values: dict[int, float] = {}
+        live = [bool(trial.user_attrs.get("retries"))]  # whether something of this trial is in the storage already
+        said = time.monotonic()
+
+        def report(step: int, value: float) -> None:
+            """Write a value now where the last is a second old, else with the trial's end: each costs a commit."""
+            nonlocal said
+            values[step] = value
+            if time.monotonic() - said > REPORT_SECONDS:
+                _report(trial, value, step)
+                said, live[0] = time.monotonic(), True
 
         def on_epoch(fold: int, epoch: int, value: float) -> None:
             if self._orphaned(study):
@@ -535,11 +553,11 @@ class StudyRunner:
             if limit is not None and checkpoint.seconds > limit:
                 raise TrialTimeout(limit)
             if fold == 0 and epoch in reports:
-                _report(trial, value, epoch)
+                report(epoch, value)
 
         def on_fold(fold: int, score: float) -> None:
             if fold > 0 and config.validation.fold_count <= 2 * REPORTS_PER_TRIAL:
-                _report(trial, score, (fold + 1) * config.epochs - 1)
+                report((fold + 1) * config.epochs - 1, score)
 
         try:
             with self._watchdog(queue, taken):
@@ -564,7 +582,7 @@ class StudyRunner:
         with queue.owned(taken) as still:
             if still:
                 checkpoint.end()
-                self._tell(study, trial, outcome)
+                self._tell(study, trial, outcome, values, fresh=not live[0])
             else:
                 self.reporter.stage("trials", f"trial {trial.number} was ended by another process meanwhile")
 
@@ -578,15 +596,12 @@ class StudyRunner:
                 self._checkpoints.remove(taken.trial.number)
 
     def _checkpoint(self, queue: TrialQueue, taken: Taken) -> Checkpoint:
-        trial, attributes = taken.trial, queue.study.user_attrs
-        facts = [
-            attributes["definition"],
-            attributes["about"]["versions"],
-            attributes.get("xla"),
-            attributes.get("plain"),
-            asdict(taken.configuration),
-            bool(trial.user_attrs.get("baseline")),
-        ]
+        trial = taken.trial
+        if not self._facts:
+            attributes = queue.study.user_attrs
+            self._facts = [attributes["definition"], attributes["about"]["versions"]]
+            self._facts += [attributes.get("xla"), attributes.get("plain")]
+        facts = [*self._facts, asdict(taken.configuration), bool(trial.user_attrs.get("baseline"))]
 
         def share(value: dict[str, Any] | None) -> None:
             trial.set_user_attr("progress", value)
@@ -636,18 +651,23 @@ class StudyRunner:
                 f"{self.prepared.objective.where}: five trials in a row failed, most of them with: {commonest}"
             )
 
-    def _tell(self, study: optuna.Study, trial: optuna.Trial, outcome: Outcome) -> None:
-        if outcome.diverged_at is not None:
-            at = outcome.diverged_at
-            _report(trial, float("nan"), (at["fold"] - 1) * self.config.epochs + at["epoch"] - 1)
-        trial.set_user_attr("diverged_at", outcome.diverged_at)
-        for name, value in outcome.diagnosis().items():
-            trial.set_user_attr(name, value)
-        trial.set_user_attr("curves", _rounded(outcome.curves))
-        if outcome.pruned:
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, outcome.value)
+    def _tell(
+        self, study: optuna.Study, trial: optuna.Trial, outcome: Outcome, values: dict[int, float], *, fresh: bool
+    ) -> None:
+        """End a trial in one transaction: it is there with all its curves, or still to be run."""
+        at = outcome.diverged_at
+        if at is not None:
+            values[(at["fold"] - 1) * self.config.epochs + at["epoch"] - 1] = float("nan")
+        attributes = {"diverged_at": at, **outcome.diagnosis(), "curves": _rounded(outcome.curves)}
+        state = TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
+        storage, patience = study._storage, patience_of(study._storage)
+        try:
+            patience.call(
+                lambda: end_trial(storage, trial._trial_id, state, outcome.value, attributes, values, fresh=fresh)
+            )
+        except optuna.exceptions.UpdateFinishedTrialError:
+            if not patience.waited:  # else the answer to a commit was lost, and the commit was made
+                raise
 
 
 def describe_test(test: RangeTest) -> str:
