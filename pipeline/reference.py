@@ -76,7 +76,7 @@ DESCRIPTIONS = {
     "mlflow.runs": "Write them; needs the package (extra `mlflow`).",
     "mlflow.tracking_uri": "Where to; without it `MLFLOW_TRACKING_URI`, else `mlflow.db` beside the study file.",
     "checkpoint": "What a trial that is cut off goes on from.",
-    "checkpoint.minutes": "Time between two checkpoints inside a fold; after every fold there is one anyway.",
+    "checkpoint.minutes": "Time between two checkpoints inside a fold; a longer fold has one at its end anyway.",
     "checkpoint.disk": "MiB that all checkpoints of a study may take; 0 keeps none inside folds.",
     "storage": "Where trials are kept.",
     "storage.url": "Any SQLAlchemy URL; relative SQLite paths start at the study file's folder.",

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pipeline.errors import StorageError
+from pipeline.errors import KnownError, StorageError
 from pipeline.locks import LiveMark
 from pipeline.storage import anchored, open_storage, without_password
 
@@ -119,3 +119,15 @@ def test_processes_that_start_together_make_one_database(tmp_path):
     for child in children:
         _, errors = child.communicate(timeout=60)
         assert child.returncode == 0, errors.decode()
+
+
+def test_a_sampler_that_unpickles_from_the_storage_is_refused_on_a_server(tiny, monkeypatch):
+    """Whoever can write to a shared database could else run code on every worker."""
+    from pipeline.progress import Reporter
+    from pipeline.search import prepare as module
+    from pipeline.study_file import read_study
+
+    monkeypatch.setattr(module, "check_sampler", lambda name: None)  # its package may be missing
+    keys = {"sampler.name": "cma-es", "storage.url": "postgresql+psycopg://me@127.0.0.1:1/x"}
+    with pytest.raises(KnownError, match=r"cma-es.*pickled"):
+        module.prepare(read_study(tiny, keys), Reporter(quiet=True))

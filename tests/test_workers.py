@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -340,3 +341,23 @@ def build_model():
     assert all("longer than trial_timeout = 3" in cause for cause in causes)
     assert sum("hung" in cause for cause in causes) == 1
     assert not [t for t in trials if t.user_attrs.get("retries")]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_sampler_sees_the_best_of_very_many_trials(direction):
+    """A thousand: all of the best hundred, others from the whole study, the same each time, in their order."""
+    from pipeline.search.queue import BEST_SEEN, SEEN, thinned
+
+    rng = np.random.default_rng(0)
+    values = rng.permutation(5000).astype(float)
+    trials = [optuna.trial.create_trial(value=value, state=TrialState.COMPLETE) for value in values]
+    for number, trial in enumerate(trials):
+        trial.number = number
+    assert thinned(trials[:SEEN], True) == trials[:SEEN]
+    seen = thinned(trials, direction == "minimize")
+    numbers = [t.number for t in seen]
+    assert len(seen) == SEEN and numbers == sorted(set(numbers))
+    best = np.argsort(values if direction == "minimize" else -values)[:BEST_SEEN]
+    assert set(best) <= set(numbers)
+    assert np.histogram(numbers, 10, (0, 5000))[0].min() > 60
+    assert thinned(trials, direction == "minimize") == seen

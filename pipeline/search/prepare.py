@@ -19,6 +19,7 @@ from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_t
 from pipeline.search.samplers import check_sampler
 from pipeline.search.space import Space
 from pipeline.search.trial import Monitor, mode_of, split_seed
+from pipeline.storage import sqlite_path
 from pipeline.study_file import Study
 from pipeline.training.engine import Engine
 from pipeline.training.sources import AnySplit
@@ -55,6 +56,11 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
     """
     config = study.config
     check_sampler(config.sampler.name)
+    if config.sampler.name == "cma-es" and sqlite_path(study.storage_url) is None:
+        raise KnownError(
+            f"{study.path}: sampler.name: 'cma-es' keeps pickled objects in the storage, through which anybody who can "
+            "write to a shared database could run code here. Take another sampler, or a SQLite file of your own."
+        )
     if config.tensorboard.logs:
         require_package("tensorboard", "tensorboard.logs")
     if config.mlflow.runs:

@@ -55,6 +55,12 @@ if TYPE_CHECKING:
 
     from pipeline.search.workers import Pool
 
+PAUSE = 0.02
+"""How long a worker that must wait for earlier trials waits before it asks again, in seconds."""
+
+LONGEST_PAUSE = 0.5
+"""The same for many workers of one server, which ask less and less often."""
+
 REPORT_SECONDS = 1.0
 """Intermediate values are written while a trial runs at most so often, in seconds."""
 
@@ -364,7 +370,7 @@ class StudyRunner:
         past: dict[int, PastTrial] = {}
         queue.seen = study.get_trials(deepcopy=False)
         spent_before = seconds_worked(queue.seen)
-        checked = 0.0
+        checked, pause = 0.0, PAUSE
         with self.reporter.bar("trials", wanted, self._finished(study)) as bar:
             while True:
                 finished = sum(trial.state.is_finished() for trial in queue.seen)
@@ -389,11 +395,13 @@ class StudyRunner:
                             self.reporter.stage("stop", self._say_stop(study, finished))
                         break
                     # earlier trials still run, here or elsewhere
-                    time.sleep(0.02)
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE if queue.locks.machine else PAUSE)
                     if time.monotonic() - checked > 1.0:
                         checked = time.monotonic()
                         queue.take_back_orphans()
                     continue
+                pause = PAUSE
                 self._run_one(queue, taken, past)
 
     def _say_stop(self, study: optuna.Study, finished: int) -> str:
