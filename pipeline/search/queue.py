@@ -15,7 +15,7 @@ import contextlib
 import math
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,17 +61,19 @@ class SeenStudy(optuna.Study):
     """
 
     horizon: int | None = None
-    _thinned: tuple[Any, list[FrozenTrial]] | None = None
+    _thinned: tuple[tuple[int, int], list[FrozenTrial]] | None = None
 
-    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
-        trials = super()._get_trials(*args, **kwargs)
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
         if self.horizon is None:
-            return trials
-        key = self.horizon, len(trials), repr(kwargs.get("states", args[1:2]))
+            return super()._get_trials(deepcopy, states, use_cache)
+        trials = super()._get_trials(deepcopy, None, use_cache)
+        key = self.horizon, len(trials)
         if self._thinned is None or self._thinned[0] != key:
             seen = [t for t in trials if t.number <= self.horizon]
             self._thinned = key, thinned(seen, self.direction == optuna.study.StudyDirection.MINIMIZE)
-        return self._thinned[1]
+        return [t for t in self._thinned[1] if states is None or t.state in states]
 
 
 def thinned(trials: list[FrozenTrial], minimize: bool) -> list[FrozenTrial]:
