@@ -208,9 +208,10 @@ class Heart:
         self._trials: set[int] = set()
         self._thread: threading.Thread | None = None
 
-    def start(self, trial_id: int) -> None:
-        """Beat for a trial, now and from now on."""
-        self.beat(trial_id)
+    def start(self, trial_id: int, *, now: bool = True) -> None:
+        """Beat for a trial from now on, the first time at once unless that has been done."""
+        if now:
+            self.beat(trial_id)
         self._trials.add(trial_id)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)

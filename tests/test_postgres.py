@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from pipeline.storage import open_storage
+from pipeline.storage import locks_of, open_storage
 from tests.conftest import ROOT
 from tests.postgres import Server, programs
 
@@ -208,6 +209,59 @@ def test_a_server_that_crashes_and_comes_back_costs_nothing(study, server, tmp_p
     check_whole(trials, 20)
     for number, known in before.items():
         assert (trials[number].state, trials[number].value, trials[number].params) == known
+
+
+def test_a_worker_that_dies_while_it_takes_a_trial_leaves_it_to_others(server, tmp_path, monkeypatch):
+    """At every step of taking one, on a machine that never comes back: others run it, after its heartbeat at most."""
+    from pipeline.locks import ServerLocks
+    from pipeline.search.queue import SeenStudy, TrialQueue
+    from tests.test_workers import SPACE
+
+    monkeypatch.setenv("PGPASSWORD", server.password)
+
+    class Died(BaseException):
+        pass
+
+    def queue_on(machine: str, name: str) -> TrialQueue:
+        storage = open_storage(server.url, create=True, heartbeat=1.0)
+        optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+        (tmp_path / machine).mkdir(exist_ok=True)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / machine))
+        locks = locks_of(server.url, tmp_path, name, lambda call: call())
+        assert isinstance(locks, ServerLocks)
+        return TrialQueue(SeenStudy(name, storage), SPACE, locks, distance=4, sampler="tpe", seed=0, heartbeat=1.0)
+
+    for step in ("create", "start", "set_user_attr", "suggest_float"):
+        for waiting in (False, True):
+            name = f"{step}-{waiting}"
+            one = queue_on("one", name)
+            if waiting:
+                one.study.enqueue_trial({"optimizer": "sgd"})
+            target = {
+                "create": "pipeline.search.draft.Draft.create",
+                "start": "pipeline.locks.Heart.start",
+                "set_user_attr": "optuna.trial.Trial.set_user_attr",
+                "suggest_float": "optuna.trial.Trial.suggest_float",
+            }[step]
+
+            def die(*_: object, **__: object) -> None:
+                raise Died
+
+            with monkeypatch.context() as patched:
+                patched.setattr(target, die)
+                with contextlib.suppress(Died):
+                    one.take(5)
+            one._heart._trials.clear()
+            other = queue_on("two", name)
+            until = time.monotonic() + 20
+            while not other.take_back_orphans() and other.study.get_trials(states=(TrialState.RUNNING,)):
+                assert time.monotonic() < until, name
+                time.sleep(0.1)
+            taken = other.take(5)
+            assert taken is not None and taken.trial.number == 0, name
+            assert len(taken.trial.params) >= 3
+            other.release(taken)
+            optuna.delete_study(study_name=name, storage=other.study._storage)
 
 
 def test_a_server_that_is_not_there_is_one_message(study, server, tmp_path):

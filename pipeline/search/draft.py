@@ -69,8 +69,13 @@ class Draft:
         self.frozen.distributions[name] = distribution
         return value
 
-    def create(self) -> optuna.trial.Trial:
-        """Create the trial in the storage, parameters and attributes and all, as running, in one transaction."""
+    def create(self, *, alive: bool) -> optuna.trial.Trial:
+        """Create the trial in the storage, parameters and attributes and all, as running, in one transaction.
+
+        Args:
+            alive: whether its first heartbeat belongs to it: without one nobody elsewhere could tell that its
+                process is gone.
+        """
         from optuna.distributions import distribution_to_json
         from optuna.storages._rdb import models
         from optuna.storages._rdb.storage import _create_scoped_session
@@ -98,6 +103,8 @@ class Draft:
                         distribution_json=distribution_to_json(distribution),
                     )
                 )
+            if alive:
+                session.add(models.TrialHeartbeatModel(trial_id=row.trial_id))
             for key, value in frozen.user_attrs.items():
                 session.add(
                     models.TrialUserAttributeModel(trial_id=row.trial_id, key=key, value_json=json.dumps(value))

@@ -205,8 +205,9 @@ class TrialQueue:
                     trial = study.ask()
                     if machine:
                         still_held()
-                        trial.set_user_attr("owner", owner)
+                        # In this order: a trial with an owner has a heartbeat, whenever its process dies.
                         self._heart.start(trial._trial_id)
+                        trial.set_user_attr("owner", owner)
                     configuration = space.suggest(trial)
                     trial.set_user_attr("learning_rate", configuration.learning_rate)
                 else:
@@ -218,9 +219,9 @@ class TrialQueue:
                         **({"owner": owner} if owner else {}),
                     }
                     still_held()
-                    trial = draft.create()
+                    trial = draft.create(alive=machine is not None)
                     if machine:
-                        self._heart.start(trial._trial_id)
+                        self._heart.start(trial._trial_id, now=False)
             except BaseException:
                 mark.__exit__()
                 raise
