@@ -268,7 +268,7 @@ def worker(
     from pipeline.progress import Reporter
 
     reporter = Reporter(quiet)
-    if study.suffix == ".toml" or study.exists():
+    if study.suffix == ".toml" or study.is_file():
         settings = _read(context, study, None)
     else:
         from pipeline.search.definition import stored_study

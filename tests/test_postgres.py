@@ -145,18 +145,19 @@ def test_a_worker_elsewhere_needs_the_name_the_storage_and_the_objective(study, 
     """It reads the definition from the storage, trains trials of the study, and the total is kept."""
     here, there = Machine(server, tmp_path, "here"), Machine(server, tmp_path, "there")
     shutil.copy(study.parent / "tiny.py", there.work)
-    tuning = here.start("tune", study, *SHORT, "--storage", server.url, "--trials", 24, "--epochs", 20)
+    tuning = here.start("tune", study, *SHORT, "--storage", server.url, "--trials", 60, "--epochs", 150)
     wait_for(lambda: sum(t.state.is_finished() for t in stored(server)) >= 1)
     code, _, err = there.run("worker", "tiny_study", "--storage", server.url)
     assert code == 0, err
     _, err = tuning.communicate(timeout=200)
     assert tuning.returncode == 0, err
     trials = stored(server)
-    check_whole(trials, 24)
+    check_whole(trials, 60)
     owners = {str(t.user_attrs["owner"]).split("/")[0] for t in trials}
     assert len(owners) == 2, owners
     code, _, err = there.run("worker", "tiny_studi", "--storage", server.url)
     assert code == 1 and "did you mean 'tiny_study'" in err
+    (there.work / "tiny_study").mkdir(exist_ok=True)  # a folder of that name is no study file
     code, _, err = there.run("worker", "tiny_study")
     assert code == 1 and "--storage" in err
 

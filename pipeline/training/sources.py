@@ -313,7 +313,9 @@ class StreamCursor:
             for _ in range(self.taken):
                 next(endless)
         for state, value in zip(self.stream.shuffles, position[1:], strict=True):
-            state.assign(value)
+            # What the endless pass has begun anew it counts itself, and tf.data reads ahead of what was taken.
+            if not int(state.numpy()[2]):
+                state.assign(value)
 
 
 def make_source(tf: Any, data: Data | Stream, batch_size: int) -> ArraySource | StreamSource:
