@@ -104,6 +104,7 @@ class Taken:
         mark: its lock file.
         space: what it was drawn from.
         owner: what tells this run of the trial from others; empty where one machine works alone.
+        fresh: whether it was created just now: one that was cut off has left values in the storage.
     """
 
     trial: optuna.Trial
@@ -112,6 +113,7 @@ class Taken:
     mark: LiveMark
     space: Space
     owner: str = ""
+    fresh: bool = False
 
 
 def positions_after(trials: Sequence[FrozenTrial], sign: float) -> tuple[float, float]:
@@ -227,7 +229,8 @@ class TrialQueue:
                 raise
             finally:
                 study.horizon = None
-        return Taken(trial, configuration, horizon, mark, space, owner)
+        fresh = not waiting and self.sampler in DRAFTED
+        return Taken(trial, configuration, horizon, mark, space, owner, fresh)
 
     def limit(self, trials: Sequence[FrozenTrial], total: int) -> int:
         """Return how many trials to run, at most `total`: fewer where the rule says that more are not worth it."""

@@ -544,7 +544,7 @@ class StudyRunner:
         limit = config.trial_timeout
         reports = report_epochs(config.epochs, config.validation.fold_count)
         values: dict[int, float] = {}
-        live = [bool(trial.user_attrs.get("retries"))]  # whether something of this trial is in the storage already
+        live = [not taken.fresh]  # whether something of this trial is in the storage already
         said = time.monotonic()
 
         def report(step: int, value: float) -> None:
