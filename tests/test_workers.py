@@ -361,3 +361,21 @@ def test_a_sampler_sees_the_best_of_very_many_trials(direction):
     assert set(best) <= set(numbers)
     assert np.histogram(numbers, 10, (0, 5000))[0].min() > 60
     assert thinned(trials, direction == "minimize") == seen
+
+
+def test_only_a_trial_that_has_just_been_created_is_known_to_have_left_nothing(tmp_path):
+    """One that was interrupted keeps the values it has reported, and ends all the same."""
+    from pipeline.search.draft import end_trial
+
+    queue = queue_on(tmp_path)
+    first = queue.take(3)
+    assert first.fresh
+    first.trial.report(0.5, 2)
+    queue.put_back(first)
+    queue.release(first)
+    again = queue.take(3)
+    assert again.trial.number == 0 and not again.fresh
+    values = {2: 0.6, 5: 0.4}
+    end_trial(queue.study._storage, again.trial._trial_id, TrialState.COMPLETE, 0.4, {"curves": {}}, values)
+    assert queue.study.trials[0].intermediate_values == {2: 0.5, 5: 0.4}
+    assert queue.study.trials[0].value == 0.4
