@@ -68,3 +68,11 @@ def require_package(package: str, where: str, *, extra: str | None = None) -> No
     if importlib.util.find_spec(package) is None:
         brings = f" (extra '{extra}')" if extra else ""
         raise KnownError(f"{where} needs the package {package}, which is not installed: pip install {package}{brings}.")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the innermost error's first line: what a database itself said."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    original = getattr(error, "orig", None) or error
+    return (str(original).strip().splitlines() or [type(original).__name__])[0].rstrip(".")

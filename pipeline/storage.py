@@ -1,26 +1,23 @@
 """Open the storage that holds a study: any SQLAlchemy URL, SQLite tuned for a search that resumes.
 
-Reading and writing studies goes through Optuna; this module only opens the database, turns its
-errors into messages, and goes on asking a server that cannot be reached for a while.
+Reading and writing studies goes through Optuna; this module only opens the database and turns its
+errors into messages.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import os
 import re
 import sqlite3
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, reason_of
 from pipeline.locks import FileLocks, Locks, ServerLocks, exclusively
 
 if TYPE_CHECKING:
@@ -129,9 +126,12 @@ def open_storage(url: str, *, create: bool, heartbeat: float = 20.0, patience: f
             raise StorageError(f"storage.url: the folder {path.parent} does not exist. Create it, or change the URL.")
     connect: dict[str, Any] = {"timeout": BUSY_SECONDS} if path is not None and "timeout=" not in url else {}
     with storage_errors(url), _one_at_a_time(path):
+        from pipeline.database import Database, PatientDatabase
+
         if path is None:
-            return _open_on_server(url, heartbeat, patience)
-        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+            beat = max(1, round(heartbeat)), max(1, round(STALE_BEATS * heartbeat))
+            return PatientDatabase(url, server_arguments(url), beat=beat, patience=patience)
+        storage = Database(url, engine_kwargs={"connect_args": connect})
         _tune_sqlite(storage.engine)
     return storage
 
@@ -156,48 +156,6 @@ def locks_of(url: str, folder: Path, study: str, patiently: Callable[[Callable[[
     return FileLocks(folder, f"remote-{study}")
 
 
-def _open_on_server(url: str, heartbeat: float, patience: float) -> RDBStorage:
-    """Open a server's database with a storage that waits while the server cannot be reached."""
-    import optuna
-
-    class PatientStorage(optuna.storages.RDBStorage):
-        """Optuna's storage, whose calls are made again while the server cannot be reached."""
-
-        waiting = Patience(patience)
-
-        def __init__(self) -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                super().__init__(
-                    url,
-                    engine_kwargs={"pool_pre_ping": True, "connect_args": server_arguments(url)},
-                    heartbeat_interval=max(1, round(heartbeat)),
-                    grace_period=max(1, round(STALE_BEATS * heartbeat)),
-                )
-
-        def set_trial_state_values(self, trial_id: int, state: Any, values: Any = None) -> bool:
-            """Set the state; a commit whose answer was lost counts as made."""
-            call = super().set_trial_state_values
-            try:
-                return bool(self.waiting.call(lambda: call(trial_id, state, values)))
-            except optuna.exceptions.UpdateFinishedTrialError:
-                if self.waiting.waited and self.get_trial(trial_id).state == state:
-                    return True
-                raise
-
-    def patient(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-            return self.waiting.call(lambda: method(self, *args, **kwargs))
-
-        return call
-
-    # Not `create_new_trial`: one whose answer was lost is found by the queue as a trial of nobody.
-    for name in PATIENT:
-        setattr(PatientStorage, name, patient(getattr(optuna.storages.RDBStorage, name)))
-    return PatientStorage()
-
-
 def server_arguments(url: str) -> dict[str, Any]:
     """Return options of a connection that speaks UTF-8 and notices within a minute that its server is gone."""
     if not url.startswith(("postgresql://", "postgresql+psycopg")):
@@ -205,90 +163,6 @@ def server_arguments(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {"client_encoding": "utf8", "connect_timeout": 10}
     options |= {"keepalives_idle": 20, "keepalives_interval": 10, "keepalives_count": 3}
     return {name: value for name, value in options.items() if f"{name}=" not in url}
-
-
-PATIENT = (
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "get_all_studies",
-    "get_trial",
-    "_get_trials",
-    "_get_stale_trial_ids",
-    "set_trial_param",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-)
-"""Calls that may be made twice."""
-
-
-class Patience:
-    """Makes a call again while the database cannot be reached.
-
-    Args:
-        seconds: how long.
-
-    Attributes:
-        on_wait: told once per outage what is waited for.
-        waited: whether the last call had to wait.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.waited = False
-        self._last_outage = float("-inf")
-        self.on_wait: Callable[[str], object] = lambda text: None
-
-    @property
-    def seconds_since_outage(self) -> float:
-        """Return how long ago the database could last not be reached."""
-        return time.monotonic() - self._last_outage
-
-    def call(self, function: Callable[[], Any]) -> Any:
-        """Return the function's value.
-
-        Raises:
-            Exception: what the function raised, when it is no matter of waiting or the time is over.
-        """
-        began, pause, self.waited = time.monotonic(), 0.1, False
-        while True:
-            try:
-                return function()
-            except Exception as error:
-                if not is_transient(error) or time.monotonic() - began + pause > self.seconds:
-                    raise
-                if not self.waited:
-                    self.on_wait(f"{_reason(error)}; waiting up to {self.seconds:.0f} s for the database")
-                self.waited = True
-                time.sleep(pause)
-                self._last_outage = time.monotonic()
-                pause = min(2 * pause, 5.0)
-
-
-def patience_of(storage: Any) -> Patience:
-    """Return the patience of a storage; one that is a file needs none."""
-    found = getattr(getattr(storage, "_backend", storage), "waiting", None)
-    return found if isinstance(found, Patience) else Patience(0)
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Return whether an error says that a database server cannot be reached, or asks to try again."""
-    import sqlalchemy.exc
-
-    while error is not None:
-        if isinstance(error, sqlalchemy.exc.DBAPIError):
-            code = getattr(error.orig, "sqlstate", None)
-            unreachable = isinstance(error, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError)
-            if error.connection_invalidated or (unreachable and code is None):
-                return not isinstance(error.orig, sqlite3.Error)
-            return code is not None and (code[:2] in ("08", "40") or code in ("57P01", "57P02", "57P03", "25P03"))
-        error = error.__cause__ or error.__context__
-    return False
 
 
 @contextmanager
@@ -337,18 +211,18 @@ def storage_errors(url: str) -> Iterator[None]:
         yield
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError, ModuleNotFoundError) as error:
         raise StorageError(
-            f"storage.url: {shown} cannot be opened ({_reason(error)}). Expected something like "
+            f"storage.url: {shown} cannot be opened ({reason_of(error)}). Expected something like "
             "sqlite:///studies.db or postgresql+psycopg://user@host/database, with its driver installed."
         ) from error
     except Exception as error:
         if isinstance(error, RuntimeError) and re.search("runtime optuna version|optuna storage upgrade", str(error)):
             raise StorageError(
-                f"storage.url: {shown} was made by another Optuna version ({_reason(error)}). "
+                f"storage.url: {shown} was made by another Optuna version ({reason_of(error)}). "
                 "Upgrade it with 'optuna storage upgrade', or use another database."
             ) from error
         if not is_of_storage(error):
             raise
-        reason = _reason(error)
+        reason = reason_of(error)
         remedy = "Check that the database is there and can be reached."
         for sign, advice in (
             ("locked", "Another program holds it; end that program, or try again later."),
@@ -363,11 +237,3 @@ def storage_errors(url: str) -> Iterator[None]:
                 remedy = advice
                 break
         raise StorageError(f"storage.url: {shown}: {reason}. {remedy}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost error's first line: what the database itself said."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    original = getattr(error, "orig", None) or error
-    return (str(original).strip().splitlines() or [type(original).__name__])[0].rstrip(".")

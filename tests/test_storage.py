@@ -131,3 +131,46 @@ def test_a_sampler_that_unpickles_from_the_storage_is_refused_on_a_server(tiny, 
     keys = {"sampler.name": "cma-es", "storage.url": "postgresql+psycopg://me@127.0.0.1:1/x"}
     with pytest.raises(KnownError, match=r"cma-es.*pickled"):
         module.prepare(read_study(tiny, keys), Reporter(quiet=True))
+
+
+@pytest.mark.parametrize("trials", [0, 3, 260])
+def test_trials_are_read_as_optuna_reads_them(tmp_path, trials):
+    """The quick reading gives what Optuna's own gives: every state, value and time, for all and for a few."""
+    import optuna
+    from optuna.trial import TrialState
+
+    storage = open_storage(f"sqlite:///{tmp_path}/a.db", create=True)
+    other = optuna.create_study(storage=storage, study_name="another")
+    other.optimize(lambda t: t.suggest_float("x", 0, 1), 2)
+    study = optuna.create_study(storage=storage, study_name="a", sampler=optuna.samplers.RandomSampler(0))
+    odd = [float("nan"), float("inf"), float("-inf"), 1e-300, 0.1]
+    for number in range(trials):
+        trial = study.ask()
+        trial.suggest_categorical("optimizer", ["sgd", "adam", None, 3])
+        trial.suggest_float("rate", 1e-5, 1, log=True)
+        trial.suggest_int("size", 1, 9)
+        trial.set_user_attr("curves", {"ä": [[0.1, float("inf")], []], "n": None})
+        storage.set_trial_system_attr(trial._trial_id, "note", [number])
+        trial.report(odd[number % 5], number % 7)
+        state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, None)[number % 4]
+        if state is not None:
+            study.tell(trial, odd[1 + number % 4] if state == TrialState.COMPLETE else None, state)
+    if trials:
+        study.enqueue_trial({"rate": 0.5})
+        other.optimize(lambda t: t.suggest_float("x", 0, 1), 2)
+    ids = [frozen._trial_id for frozen in study.get_trials(deepcopy=False)]
+
+    def facts(trial):
+        kept = {name: value for name, value in vars(trial).items() if name != "_values"}
+        ordered = {k: dict(sorted(v.items())) if isinstance(v, dict) and k != "_params" else v for k, v in kept.items()}
+        return repr((ordered, list(trial.params.items()), trial.values))
+
+    def read(cls, *arguments):
+        return [facts(trial) for trial in cls._get_trials(storage, study._study_id, *arguments)]
+
+    questions = [(None, set(), -1), ((TrialState.RUNNING, TrialState.WAITING), set(), -1), ((), set(), -1)]
+    if trials:
+        questions += [(None, {ids[0]}, ids[-2]), (None, set(ids[:-1]), ids[-2]), (None, set(), ids[-1])]
+    for question in questions:
+        assert read(type(storage), *question) == read(optuna.storages.RDBStorage, *question)
+    assert len(read(type(storage), None, set(), -1)) == (trials + 1 if trials else 0)

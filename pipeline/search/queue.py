@@ -23,12 +23,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.database import patience_of
 from pipeline.locks import Heart, LiveMark, Locks, LostLock
 from pipeline.search.draft import Draft
 from pipeline.search.samplers import make_sampler
 from pipeline.search.space import Configuration, Space, widened
 from pipeline.search.stopping import StopRule
-from pipeline.storage import STALE_BEATS, patience_of
+from pipeline.storage import STALE_BEATS
 
 MAXIMUM_RETRIES = 3
 """A trial whose process died this often is given up as failed."""

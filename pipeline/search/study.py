@@ -21,6 +21,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from pipeline.database import patience_of
 from pipeline.errors import KnownError, NoAnswerError, StorageError
 from pipeline.objective import describe_fault
 from pipeline.progress import Reporter, sparkline
@@ -41,7 +42,6 @@ from pipeline.storage import (
     is_of_storage,
     locks_of,
     open_storage,
-    patience_of,
     sqlite_path,
     storage_errors,
     without_password,
