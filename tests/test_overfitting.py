@@ -10,7 +10,7 @@ from pipeline.report.records import StudyRecord, TrialRecord
 from pipeline.report.sweep import sweeps_of
 from pipeline.search.space import Configuration
 from pipeline.search.trial import Monitor
-from pipeline.training.overfitting import analyse_fit, noise_level, overfitting_trend, smooth
+from pipeline.training.overfitting import analyse_fit, analyse_fits, noise_level, overfitting_trend, smooth
 
 EPOCHS = np.arange(1, 41)
 FALLING = 2.0 * np.exp(-EPOCHS / 6.0) + 0.1
@@ -59,6 +59,18 @@ def test_divergence_is_a_verdict():
     """A run that was stopped, or has a loss that is not finite, is diverged."""
     assert analyse_fit([1.0, 0.5], [1.0, 0.6], diverged=True).verdict == "diverged"
     assert analyse_fit([1.0, np.nan], [1.0, 0.6]).verdict == "diverged"
+
+
+def test_many_curves_are_analysed_as_each_alone():
+    """Together or one by one: the same diagnoses, also beside runs that diverged."""
+    rng = np.random.default_rng(0)
+    for epochs in (1, 2, 3, 4, 9, 40):
+        train, held = np.cumsum(rng.normal(-0.1, 0.3, (2, 50, epochs)), axis=-1)
+        held[3, -1], train[4, 0], held[5] = np.nan, np.inf, np.nan
+        diverged = rng.random(50) < 0.1
+        alone = [analyse_fit(t, h, diverged=bool(d)) for t, h, d in zip(train, held, diverged, strict=True)]
+        assert repr(analyse_fits(train, held, diverged)) == repr(alone)
+        assert {"good", "diverged"} < {fit.verdict for fit in alone} or epochs < 4
 
 
 @pytest.mark.parametrize("length", range(1, 12))

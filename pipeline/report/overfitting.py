@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.report.records import StudyRecord, TrialRecord
 from pipeline.search.trial import Monitor, mode_of
-from pipeline.training.overfitting import VERDICTS, FitAnalysis, Trend, analyse_fit, overfitting_trend
+from pipeline.training.overfitting import VERDICTS, FitAnalysis, Trend, analyse_fits, overfitting_trend
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,18 +46,32 @@ def metrics_of(record: StudyRecord) -> dict[str, Monitor]:
     return found
 
 
-def fits_of(record: StudyRecord, trial: TrialRecord, *, folds: bool = False) -> Iterator[Fit]:
-    """Return a trial's diagnoses: per metric for the mean over folds, then, if asked for, for each fold."""
-    for name, metric in metrics_of(record).items():
-        train, validation = trial.curves.get(name, []), trial.curves.get(f"val_{name}", [])
-        if not train or not validation:
-            continue
-        diverged = trial.diverged_at is not None
-        means = trial.mean_curve_of(train), trial.mean_curve_of(validation)
-        pairs = [means, *(zip(train, validation, strict=True) if folds and len(train) > 1 else ())]
-        for fold, (trained, held) in enumerate(pairs):
-            analysis = analyse_fit(metric.cost(trained), metric.cost(held), diverged=diverged and fold == 0)
-            yield Fit(trial, name, fold or None, analysis)
+def fits_of(record: StudyRecord, trials: Sequence[TrialRecord], *, folds: bool = False) -> list[Fit]:
+    """Return trials' diagnoses: per metric for the mean over folds, then, if asked for, for each fold.
+
+    Curves of one length are analysed together: there may be very many.
+    """
+    pairs: list[tuple[TrialRecord, str, int | None]] = []
+    at: dict[tuple[str, int], list[int]] = defaultdict(list)
+    curves: dict[tuple[str, int], list[tuple[Any, Any, bool]]] = defaultdict(list)
+    metrics = metrics_of(record)
+    for trial in trials:
+        for name in metrics:
+            train, validation = trial.curves.get(name, []), trial.curves.get(f"val_{name}", [])
+            if not train or not validation:
+                continue
+            means = trial.mean_curve_of(train), trial.mean_curve_of(validation)
+            each = [means, *(zip(train, validation, strict=True) if folds and len(train) > 1 else ())]
+            for fold, (trained, held) in enumerate(each):
+                at[name, len(held)].append(len(pairs))
+                curves[name, len(held)].append((trained, held, trial.diverged_at is not None and fold == 0))
+                pairs.append((trial, name, fold or None))
+    analyses: dict[int, FitAnalysis] = {}
+    for (name, length), together in curves.items():
+        trains, helds, diverged = zip(*together, strict=True)
+        found = analyse_fits(metrics[name].cost(trains), metrics[name].cost(helds), diverged)
+        analyses.update(zip(at[name, length], found, strict=True))
+    return [Fit(*pair, analyses[i]) for i, pair in enumerate(pairs)]
 
 
 def overfitting_frame(record: StudyRecord) -> pd.DataFrame:
@@ -66,8 +81,7 @@ def overfitting_frame(record: StudyRecord) -> pd.DataFrame:
     columns = ("trial", "metric", "fold", "verdict", "best_epoch", "overfit_epoch", "gap_at_best", "gap_at_end")
     rows = [
         {"trial": fit.trial.number, "metric": fit.metric, "fold": fit.fold, **vars(fit.analysis)}
-        for trial in record.trials
-        for fit in fits_of(record, trial, folds=True)
+        for fit in fits_of(record, record.trials, folds=True)
     ]
     frame = pd.DataFrame(rows, columns=columns)
     for column in ("fold", "best_epoch", "overfit_epoch"):
@@ -136,10 +150,8 @@ def overfitting_of(record: StudyRecord) -> list[Overfitting]:
     found = []
     complete = [trial for trial in record.trials if trial.state == "complete" and trial.configuration is not None]
     by_metric: dict[str, list[Fit]] = {name: [] for name in metrics_of(record)}
-    for trial in complete:
-        for fit in fits_of(record, trial):
-            if fit.fold is None:
-                by_metric[fit.metric].append(fit)
+    for fit in fits_of(record, complete):
+        by_metric[fit.metric].append(fit)
     for metric, fits in by_metric.items():
         trends = {}
         for optimizer in dict.fromkeys(t.configuration.optimizer for t in complete if t.configuration):
@@ -155,7 +167,7 @@ def overfitting_of(record: StudyRecord) -> list[Overfitting]:
 
 def disagreement(record: StudyRecord, trial: TrialRecord) -> str | None:
     """Say where a trial's loss and its other metrics are best at clearly different epochs, or None."""
-    fits = {fit.metric: fit.analysis for fit in fits_of(record, trial) if fit.fold is None}
+    fits = {fit.metric: fit.analysis for fit in fits_of(record, [trial])}
     loss = fits.pop("loss", None)
     if loss is None:
         return None

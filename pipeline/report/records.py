@@ -396,19 +396,30 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
     """Return a row per trial, fold and epoch: the rate at the epoch's first step, and every metric."""
     import pandas as pd
 
-    epochs = record.about["epochs"]
-    rows = []
+    epochs, keys = record.about["epochs"], ("trial", "fold", "epoch", "learning_rate")
+    # By columns, each a list: a row of its own per epoch is slow where there are a million.
+    columns: dict[str, list[Any]] = {name: [] for name in keys}
+    columns |= {name: [] for name in record.curve_names if name not in keys}
     for trial in record.trials:
-        if trial.configuration is None:
-            continue
         c = trial.configuration
+        if c is None:
+            continue
         for fold, losses in enumerate(trial.curves.get("loss", [])):
             steps = -(-record.about["fold_sizes"][fold][0] // record.batch_size(c))
-            rates = c.rates(epochs * steps)[::steps]
-            for epoch in range(len(losses)):
-                row = {"trial": trial.number, "fold": fold + 1, "epoch": epoch + 1, "learning_rate": rates[epoch]}
-                rows.append(row | {name: folds[fold][epoch] for name, folds in trial.curves.items()})
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["trial", "fold", "epoch", "learning_rate"])
+            count = len(losses)
+            if not count:
+                continue
+            columns["trial"] += [trial.number] * count
+            columns["fold"] += [fold + 1] * count
+            columns["epoch"] += range(1, count + 1)
+            columns["learning_rate"] += c.rates(epochs * steps)[::steps][:count].tolist()
+            for name in record.curve_names:
+                if name != "learning_rate":
+                    folds = trial.curves.get(name)
+                    columns[name] += folds[fold] if folds else [math.nan] * count
+                elif name in trial.curves:  # a scheme that reacted to the run keeps its own rates
+                    columns[name][-count:] = trial.curves[name][fold]
+    return pd.DataFrame(columns)
 
 
 def range_test_frame(record: StudyRecord) -> pd.DataFrame:

@@ -97,7 +97,7 @@ def sweeps_of(record: StudyRecord) -> list[Sweep]:
             c.learning_rate,
             {name: float(trial.mean_curve(name)[-1]) for name in metrics if len(trial.mean_curve(name))},
             {name: float(trial.mean_curve(f"val_{name}")[-1]) for name in metrics if len(trial.mean_curve(name))},
-            {fit.metric: fit.analysis.gap_at_end for fit in fits_of(record, trial) if fit.fold is None and ended},
+            {fit.metric: fit.analysis.gap_at_end for fit in fits_of(record, [trial]) if ended},
         )
         # The title says everything but the rate.
         said = c.describe().replace(f" at {c.learning_rate:.4g}", "", 1)

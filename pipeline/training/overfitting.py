@@ -99,7 +99,7 @@ def smooth(values: ArrayLike, window: int) -> NDArray[np.float64]:
     """Return the centred moving average; at the ends the window is cut, so nothing shifts.
 
     Args:
-        values: shape (n,).
+        values: shape (..., n).
         window: values per average, at least 1.
 
     >>> smooth([1.0, 2.0, 6.0], 3)
@@ -107,25 +107,28 @@ def smooth(values: ArrayLike, window: int) -> NDArray[np.float64]:
     """
     series = np.asarray(values, dtype=float)
     half = max(window, 1) // 2
-    total = np.concatenate([[0.0], np.cumsum(series)])
-    index = np.arange(len(series))
-    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(series))
-    return np.asarray((total[high] - total[low]) / (high - low))
+    total = np.concatenate([np.zeros((*series.shape[:-1], 1)), np.cumsum(series, axis=-1)], axis=-1)
+    index = np.arange(series.shape[-1])
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, series.shape[-1])
+    return np.asarray((total[..., high] - total[..., low]) / (high - low))
 
 
-def noise_level(values: ArrayLike) -> float:
+def noise_level(values: ArrayLike) -> NDArray[np.float64]:
     """Return the standard deviation of a curve's noise, robust against its trend.
 
     Second differences cancel a straight trend; their median absolute size over sqrt(6) estimates
     the deviation of independent noise.
 
-    >>> noise_level([1.0, 2.0, 3.0, 4.0])
+    Args:
+        values: one curve of shape (epochs,), or many of shape (runs, epochs).
+
+    >>> float(noise_level([1.0, 2.0, 3.0, 4.0]))
     0.0
     """
     series = np.asarray(values, dtype=float)
-    if len(series) < 3:
-        return 0.0
-    return float(1.4826 * np.median(np.abs(np.diff(series, 2))) / np.sqrt(6.0))
+    if series.shape[-1] < 3:
+        return np.zeros(series.shape[:-1])
+    return np.asarray(1.4826 * np.median(np.abs(np.diff(series, 2, axis=-1)), axis=-1) / np.sqrt(6.0))
 
 
 def analyse_fit(train_loss: ArrayLike, validation_loss: ArrayLike, *, diverged: bool = False) -> FitAnalysis:
@@ -139,28 +142,55 @@ def analyse_fit(train_loss: ArrayLike, validation_loss: ArrayLike, *, diverged: 
     Returns:
         The diagnosis.
     """
+    one = np.asarray(train_loss, dtype=float)[None], np.asarray(validation_loss, dtype=float)[None]
+    return analyse_fits(*one, [diverged])[0]
+
+
+def analyse_fits(train_loss: ArrayLike, validation_loss: ArrayLike, diverged: ArrayLike) -> list[FitAnalysis]:
+    """Diagnose many pairs of loss curves of one length at once, as `analyse_fit` does one.
+
+    Args:
+        train_loss: training loss per epoch, shape (runs, epochs).
+        validation_loss: validation loss per epoch, same shape.
+        diverged: whether each run was stopped by the divergence rule, shape (runs,).
+
+    Returns:
+        A diagnosis per run.
+    """
     train, validation = np.asarray(train_loss, dtype=float), np.asarray(validation_loss, dtype=float)
-    finite = np.isfinite(train) & np.isfinite(validation)
-    if diverged or not len(validation) or not finite.all():
-        best = int(np.nanargmin(np.where(np.isfinite(validation), validation, np.inf))) + 1 if len(validation) else 0
-        return FitAnalysis("diverged", best, None, float("nan"), float("nan"))
-    window = max(3, round(SMOOTHING_SHARE * len(validation))) if len(validation) >= MINIMUM_EPOCHS else 1
+    runs, epochs = validation.shape
+    if not epochs:
+        return [FitAnalysis("diverged", 0, None, float("nan"), float("nan"))] * runs
+    gone = np.asarray(diverged, dtype=bool) | ~(np.isfinite(train) & np.isfinite(validation)).all(axis=1)
+    lowest = np.argmin(np.where(np.isfinite(validation), validation, np.inf), axis=1)
+    train, validation = np.where(gone[:, None], 0.0, train), np.where(gone[:, None], 0.0, validation)
+    window = max(3, round(SMOOTHING_SHARE * epochs)) if epochs >= MINIMUM_EPOCHS else 1
     smooth_validation, smooth_train = smooth(validation, window), smooth(train, window)
-    best = int(np.argmin(smooth_validation))
-    gaps = smooth_validation - smooth_train
+    best = np.argmin(smooth_validation, axis=1)
+    each = np.arange(runs)
+    gaps, bottom = smooth_validation - smooth_train, smooth_validation[each, best]
     noise = noise_level(validation)
-    rise = smooth_validation[-1] - smooth_validation[best]
-    descent = max(smooth_validation[0] - smooth_validation[best], 0.0)
+    rise = smooth_validation[:, -1] - bottom
+    descent = np.maximum(smooth_validation[:, 0] - bottom, 0.0)
     # A smoothed value of three epochs carries 0.6 of the noise; the floors keep a rise that no
     # eye would see, a thousandth of what was learned, from being called overfitting.
-    threshold = max(2.0 * noise, 0.01 * descent, 1e-3 * abs(smooth_validation[best]))
-    train_falls = smooth_train[-1] < smooth_train[best]
-    verdict, overfit_epoch = "good", None
-    if best < len(validation) - 1 and rise > threshold and train_falls:
-        verdict, overfit_epoch = "overfit", best + 1
-    elif len(validation) >= MINIMUM_EPOCHS:
-        quarter = max(1, len(validation) // 4)
-        gain = smooth_validation[-1 - quarter] - smooth_validation[-1]
-        if best >= len(validation) - 2 and gain > max(STILL_IMPROVING * descent, 3.0 * noise):
-            verdict = "underfit"
-    return FitAnalysis(verdict, best + 1, overfit_epoch, float(gaps[best]), float(gaps[-1]))
+    threshold = np.maximum(np.maximum(2.0 * noise, 0.01 * descent), 1e-3 * np.abs(bottom))
+    train_falls = smooth_train[:, -1] < smooth_train[each, best]
+    overfit = (best < epochs - 1) & (rise > threshold) & train_falls
+    underfit = np.zeros(runs, dtype=bool)
+    if epochs >= MINIMUM_EPOCHS:
+        gain = smooth_validation[:, -1 - max(1, epochs // 4)] - smooth_validation[:, -1]
+        enough = np.maximum(STILL_IMPROVING * descent, 3.0 * noise)
+        underfit = ~overfit & (best >= epochs - 2) & (gain > enough)
+    return [
+        FitAnalysis("diverged", int(lowest[i]) + 1, None, float("nan"), float("nan"))
+        if gone[i]
+        else FitAnalysis(
+            "overfit" if overfit[i] else "underfit" if underfit[i] else "good",
+            int(best[i]) + 1,
+            int(best[i]) + 1 if overfit[i] else None,
+            float(gaps[i, best[i]]),
+            float(gaps[i, -1]),
+        )
+        for i in range(runs)
+    ]
