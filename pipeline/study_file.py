@@ -28,7 +28,7 @@ from pydantic import (
 
 from pipeline.errors import StudyFileError, did_you_mean
 from pipeline.storage import anchored
-from pipeline.training.decays import DECAYS, DEFAULT_DECAYS
+from pipeline.training.decays import DECAYS, DEFAULT_DECAYS, LOWEST_FRACTION, LOWEST_RATE
 from pipeline.training.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
 
 PRUNERS = ("median", "percentile", "successive-halving", "hyperband", "none")
@@ -83,8 +83,8 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(ge=LOWEST_RATE, le=1e6, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=LOWEST_FRACTION, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 
 

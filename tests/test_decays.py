@@ -131,9 +131,9 @@ def test_step_decay_drops_three_times_by_the_same_factor():
     ("arguments", "rule"),
     [
         (("cosin", 0.1, 0.5, 10), "did you mean 'cosine'"),
-        (("cosine", 0.0, 0.5, 10), "above 0, got 0.0"),
-        (("cosine", float("nan"), 0.5, 10), "above 0, got nan"),
-        (("cosine", 0.1, 0.0, 10), "in (0, 1], got 0.0"),
+        (("cosine", 0.0, 0.5, 10), "in [1e-30, 1e+30], got 0.0"),
+        (("cosine", float("nan"), 0.5, 10), "in [1e-30, 1e+30], got nan"),
+        (("cosine", 0.1, 0.0, 10), "in [1e-12, 1], got 0.0"),
         (("cosine", 0.1, 0.5, 0), "at least 1, got 0"),
     ],
 )

@@ -17,6 +17,12 @@ from pipeline.errors import SettingError, did_you_mean
 
 Array = NDArray[np.float64]
 
+LOWEST_RATE = 1e-30
+"""Training counts with 32 bits, which hold no rate much below this, nor one much above its inverse."""
+
+LOWEST_FRACTION = 1e-12
+"""No scheme falls further than this."""
+
 STEP_STAGES = 4
 """Plateaus of the `step` scheme: three drops, after each quarter of the run."""
 
@@ -218,8 +224,8 @@ def rate_table(
 
     Args:
         decay: a name in `DECAYS`.
-        learning_rate: rate at the first step, above 0.
-        final_fraction: rate at the last step over the rate at the first, in (0, 1].
+        learning_rate: rate at the first step, from `LOWEST_RATE` to its inverse.
+        final_fraction: rate at the last step over the rate at the first, in [`LOWEST_FRACTION`, 1].
         total_steps: length of the run in steps, at least 1.
         warmup_fraction: share of the run, in [0, 1), in which the rate rises linearly to the first
             rate of the scheme; the scheme then spans what is left.
@@ -235,10 +241,11 @@ def rate_table(
     """
     if decay not in DECAYS:
         raise SettingError(f"rate_table: decay: '{decay}' is not a decay scheme{did_you_mean(decay, DECAYS)}")
-    if not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise SettingError(f"rate_table: learning_rate must be above 0, got {learning_rate}")
-    if not 0 < final_fraction <= 1:
-        raise SettingError(f"rate_table: final_fraction must be in (0, 1], got {final_fraction}")
+    if not LOWEST_RATE <= learning_rate <= 1 / LOWEST_RATE:
+        rule = f"in [{LOWEST_RATE:g}, {1 / LOWEST_RATE:g}]"
+        raise SettingError(f"rate_table: learning_rate must be {rule}, got {learning_rate}")
+    if not LOWEST_FRACTION <= final_fraction <= 1:
+        raise SettingError(f"rate_table: final_fraction must be in [{LOWEST_FRACTION:g}, 1], got {final_fraction}")
     if total_steps < 1:
         raise SettingError(f"rate_table: total_steps must be at least 1, got {total_steps}")
     if not 0 <= warmup_fraction < 1:

@@ -63,7 +63,8 @@ def ceiling(losses: ArrayLike, rule: DivergenceRule) -> float:
     """
     first = np.asarray(losses, dtype=float)[:REFERENCE_STEPS]
     initial = float(first.mean())
-    scale = max(abs(initial), float(np.abs(first - initial).mean()))
+    with np.errstate(invalid="ignore"):  # a first loss that is not finite ends the run by itself
+        scale = max(abs(initial), float(np.abs(first - initial).mean()))
     return initial + (rule.factor - 1.0) * scale
 
 

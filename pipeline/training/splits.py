@@ -163,7 +163,7 @@ def _group_splits(
             "Lower validation.folds."
         )
     nothing = np.zeros(len(groups))
-    if labels is not None:
+    if labels is not None and np.bincount(labels).max() >= folds:  # no class so large: nothing to stratify
         stratified = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         found = _as_int32(stratified.split(nothing, labels, groups))
         if all(len(held) for _, held in found):  # stratifying few groups can leave a fold empty
