@@ -7,6 +7,7 @@ when they run; `--help`, `status`, `report` and `dashboard` never do.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shlex
@@ -176,7 +177,12 @@ def report(
 
     settings = _read(context, study, output)
     check_writable(settings.output)
-    _write_report(settings, Reporter(as_json=as_json), "json" if as_json else "text")
+    # Looking for garbage among the millions of numbers of a large study costs a quarter of the time.
+    gc.disable()
+    try:
+        _write_report(settings, Reporter(as_json=as_json), "json" if as_json else "text")
+    finally:
+        gc.enable()
 
 
 @app.command(

@@ -6,13 +6,15 @@ seconds.  Here the rows are read as they are and give the same trials in a fract
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import json
 import sqlite3
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,7 +65,10 @@ class Database(optuna.storages.RDBStorage):
             ]
             if not rows:
                 return []
-            parts = _Parts(session, study_id, [row.trial_id for row in rows])
+            with _no_garbage(len(rows) > NAMED):
+                return self._whole(rows, _Parts(session, study_id, [row.trial_id for row in rows]))
+
+    def _whole(self, rows: Sequence[Any], parts: _Parts) -> list[FrozenTrial]:
         return [
             FrozenTrial(
                 number=row.number,
@@ -81,6 +86,19 @@ class Database(optuna.storages.RDBStorage):
             )
             for row in rows
         ]
+
+
+@contextlib.contextmanager
+def _no_garbage(many: bool) -> Iterator[None]:
+    """Spare the search for garbage while very much is made that is none."""
+    paused = many and gc.isenabled()
+    if paused:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def _local(utc: datetime | None) -> datetime | None:

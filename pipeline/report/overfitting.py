@@ -78,12 +78,15 @@ def overfitting_frame(record: StudyRecord) -> pd.DataFrame:
     """Return a row per trial, metric and fold; the fold is empty for the mean over folds."""
     import pandas as pd
 
-    columns = ("trial", "metric", "fold", "verdict", "best_epoch", "overfit_epoch", "gap_at_best", "gap_at_end")
-    rows = [
-        {"trial": fit.trial.number, "metric": fit.metric, "fold": fit.fold, **vars(fit.analysis)}
-        for fit in fits_of(record, record.trials, folds=True)
-    ]
-    frame = pd.DataFrame(rows, columns=columns)
+    fits = fits_of(record, record.trials, folds=True)
+    columns: dict[str, list[Any]] = {
+        "trial": [fit.trial.number for fit in fits],
+        "metric": [fit.metric for fit in fits],
+        "fold": [fit.fold for fit in fits],
+    }
+    for name in ("verdict", "best_epoch", "overfit_epoch", "gap_at_best", "gap_at_end"):
+        columns[name] = [getattr(fit.analysis, name) for fit in fits]
+    frame = pd.DataFrame(columns)
     for column in ("fold", "best_epoch", "overfit_epoch"):
         frame[column] = frame[column].astype("Int64")
     return frame

@@ -86,7 +86,8 @@ class TrialRecord:
         if not curves:
             return np.empty(0)
         length = max(len(curve) for curve in curves)
-        return np.asarray(np.mean([curve for curve in curves if len(curve) == length], axis=0))
+        longest = np.asarray([curve for curve in curves if len(curve) == length], dtype=float)
+        return np.asarray(longest.sum(axis=0) / len(longest))
 
     def mean_rates(self, epochs: int) -> list[float] | None:
         """Return the geometric mean over folds of each epoch's rate, for a scheme that reacted to the run."""
