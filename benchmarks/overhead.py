@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 
 from pipeline.progress import Reporter
-from pipeline.search import study as study_module
+from pipeline.search import running
 from pipeline.search.queue import SeenStudy
 from pipeline.search.study import StudyRunner
 from pipeline.search.trial import Monitor, Outcome
@@ -94,7 +94,7 @@ def pretend(seconds: float) -> Any:
 
 def work(path: Path, url: str, trials: int, workers: int, seconds: float, barrier: Any, ended: Any) -> None:
     """Run trials until none is left."""
-    study_module.run_trial = pretend(seconds)
+    running.run_trial = pretend(seconds)
     runner = runner_of(path, url, trials, workers)
     runner._open()
     study = runner._find()
@@ -114,7 +114,9 @@ def measure(server: Server | None, trials: int, workers: int, seconds: float) ->
         path.write_text(KEYS)
         url = server.url if server else f"sqlite:///{folder}/studies.db"
         set_up(runner_of(path, url, trials, workers))
-        context = multiprocessing.get_context("spawn")
+        # Processes made from one that has imported everything: many start at once, and share what they only read.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.overhead"])
         barrier, ended = context.Barrier(workers + 1), context.Queue()
         children = [context.Process(target=work, args=(path, url, trials, workers, seconds, barrier, ended))
                     for _ in range(workers)]  # fmt: skip

@@ -286,7 +286,7 @@ def worker(
     from pipeline.search.study import StudyRunner
 
     runner = StudyRunner(prepare(settings, reporter), reporter)
-    runner.on_hang = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # begins anew
+    runner.trials.on_hang = lambda: os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # begins anew
     runner.join()
 
 

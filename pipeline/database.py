@@ -1,7 +1,9 @@
 """Optuna's database storage, made quick for very many trials and patient with a server that is away.
 
 Optuna reads trials as objects of its tables, one per parameter and value: 10,000 trials take it a dozen
-seconds.  Here the rows are read as they are and give the same trials in a fraction of that.
+seconds.  Here the rows are read as they are and give the same trials in a fraction of that.  And it
+writes every parameter and attribute in a transaction of its own, some forty per trial; here a trial
+takes two, one that creates it and one that ends it: nothing of it is ever half there.
 """
 
 from __future__ import annotations
@@ -10,20 +12,20 @@ import contextlib
 import functools
 import gc
 import json
+import math
 import sqlite3
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import optuna
 import sqlalchemy
 import sqlalchemy.exc
-from optuna.distributions import json_to_distribution
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import reason_of
@@ -31,11 +33,16 @@ from pipeline.errors import reason_of
 NAMED = 200
 """Up to so many trials are asked for by their ids, more by their study."""
 
+_STUDIES, _TRIALS = models.StudyModel.__table__, models.TrialModel.__table__
+_PARAMS, _HEARTBEATS = models.TrialParamModel.__table__, models.TrialHeartbeatModel.__table__
+_USER, _SYSTEM = models.TrialUserAttributeModel.__table__, models.TrialSystemAttributeModel.__table__
+_BETWEEN, _VALUES = models.TrialIntermediateValueModel.__table__, models.TrialValueModel.__table__
+
 _distribution = functools.lru_cache(maxsize=4096)(json_to_distribution)
 
 
 class Database(optuna.storages.RDBStorage):
-    """Optuna's storage with a quick reading of trials."""
+    """Optuna's storage, which reads, creates and ends trials in few questions and whole steps."""
 
     def _get_trials(
         self,
@@ -45,28 +52,27 @@ class Database(optuna.storages.RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """Return the study's trials in these states with an id above the limit, or among the included ones."""
-        trial = models.TrialModel
-        wanted = [trial.trial_id > trial_id_greater_than]
+        trial, wanted = _TRIALS.c, [_TRIALS.c.trial_id > trial_id_greater_than]
         included = sorted(i for i in included_trial_ids if i <= trial_id_greater_than)
         if len(included) > NAMED:  # a database takes only so many values in a question
             wanted = [trial.trial_id >= included[0]]
         elif included:
             wanted = [sqlalchemy.or_(*wanted, trial.trial_id.in_(included))]
-        start, complete = trial._datetime_start_utc, trial._datetime_complete_utc
-        columns: Any = trial.trial_id, trial.number, trial.state, start.label("start"), complete.label("complete")
-        with _create_scoped_session(self.scoped_session) as session:
-            models.StudyModel.find_or_raise_by_id(study_id, session)
-            question = sqlalchemy.select(*columns).where(trial.study_id == study_id, *wanted)
+        columns = trial.trial_id, trial.number, trial.state, trial.datetime_start, trial.datetime_complete
+        question = sqlalchemy.select(*columns).where(trial.study_id == study_id, *wanted)
+        with self.engine.connect() as connection:
             rows = [
                 row
-                for row in session.execute(question.order_by(trial.trial_id)).all()
+                for row in connection.execute(question.order_by(trial.trial_id)).all()
                 if (states is None or row.state in states)
                 and (row.trial_id > trial_id_greater_than or row.trial_id in included_trial_ids)
             ]
             if not rows:
+                if connection.execute(_study_row(study_id)).first() is None:
+                    raise KeyError(models.NOT_FOUND_MSG)
                 return []
             with _no_garbage(len(rows) > NAMED):
-                return self._whole(rows, _Parts(session, study_id, [row.trial_id for row in rows]))
+                return self._whole(rows, _Parts(connection, study_id, [row.trial_id for row in rows]))
 
     def _whole(self, rows: Sequence[Any], parts: _Parts) -> list[FrozenTrial]:
         return [
@@ -75,8 +81,8 @@ class Database(optuna.storages.RDBStorage):
                 state=row.state,
                 value=None,
                 values=parts.values.get(row.trial_id),
-                datetime_start=_local(row.start),
-                datetime_complete=_local(row.complete),
+                datetime_start=_local(row.datetime_start),
+                datetime_complete=_local(row.datetime_complete),
                 params=parts.params[row.trial_id],
                 distributions=parts.distributions[row.trial_id],
                 user_attrs=parts.user_attributes[row.trial_id],
@@ -86,6 +92,109 @@ class Database(optuna.storages.RDBStorage):
             )
             for row in rows
         ]
+
+    def create_trial(self, study_id: int, trial: FrozenTrial, *, alive: bool) -> None:
+        """Create a running trial, parameters and attributes and all, in one transaction; it gets number and id.
+
+        Args:
+            study_id: the study.
+            trial: what is drawn; its number, id and time of start are set.
+            alive: whether its first heartbeat belongs to it: without one nobody elsewhere could tell that its
+                process is gone.
+        """
+        trial.datetime_start = datetime.now()
+        with self.engine.begin() as connection:
+            # The study's row is locked while the number is counted, as Optuna does.
+            if connection.execute(_study_row(study_id).with_for_update()).first() is None:
+                raise KeyError(models.NOT_FOUND_MSG)
+            count = sqlalchemy.select(sqlalchemy.func.count()).where(_TRIALS.c.study_id == study_id)
+            trial.number = int(connection.execute(count).scalar_one())
+            row = {
+                "number": trial.number,
+                "study_id": study_id,
+                "state": TrialState.RUNNING,
+                "datetime_start": _universal(trial.datetime_start),
+            }
+            key = connection.execute(_TRIALS.insert().values(row)).inserted_primary_key
+            assert key is not None
+            trial_id = trial._trial_id = int(key[0])
+            params = [
+                {
+                    "trial_id": trial_id,
+                    "param_name": name,
+                    "param_value": distribution.to_internal_repr(trial.params[name]),
+                    "distribution_json": distribution_to_json(distribution),
+                }
+                for name, distribution in trial.distributions.items()
+            ]
+            if params:
+                connection.execute(_PARAMS.insert(), params)
+            if alive:
+                connection.execute(_HEARTBEATS.insert(), [{"trial_id": trial_id}])
+            if trial.user_attrs:
+                connection.execute(_USER.insert(), _attributes(trial_id, trial.user_attrs))
+
+    def end_trial(
+        self,
+        trial_id: int,
+        state: TrialState,
+        value: float | None,
+        attributes: Mapping[str, Any],
+        intermediate: Mapping[int, float],
+        *,
+        fresh: bool = False,
+    ) -> None:
+        """End a trial with all that came of it, in one transaction.
+
+        Args:
+            trial_id: the trial's id.
+            state: how it ended.
+            value: its value, where it ran through.
+            attributes: what is to be known of it.
+            intermediate: values by step; those that are there already stay.
+            fresh: whether nothing of these can be there yet, which spares a look.
+
+        Raises:
+            optuna.exceptions.UpdateFinishedTrialError: when it has ended already.
+        """
+        own, number = _TRIALS.c.trial_id == trial_id, models.TrialIntermediateValueModel
+        with self.engine.begin() as connection:
+            before = connection.execute(sqlalchemy.select(_TRIALS.c.state).where(own).with_for_update()).first()
+            if before is None:
+                raise KeyError(models.NOT_FOUND_MSG)
+            self.check_trial_is_updatable(trial_id, before.state)
+            reported: set[int] = set()
+            if not fresh:
+                known = _USER.c.trial_id == trial_id, _USER.c.key.in_(list(attributes))
+                connection.execute(_USER.delete().where(*known))
+                there = sqlalchemy.select(_BETWEEN.c.step).where(_BETWEEN.c.trial_id == trial_id)
+                reported = set(connection.execute(there).scalars())
+            if attributes:
+                connection.execute(_USER.insert(), _attributes(trial_id, attributes))
+            steps = []
+            for step, reached in intermediate.items():
+                if step not in reported:
+                    stored, kind = number.intermediate_value_to_stored_repr(reached)
+                    row = {"trial_id": trial_id, "step": step}
+                    steps.append(row | {"intermediate_value": stored, "intermediate_value_type": kind})
+            if steps:
+                connection.execute(_BETWEEN.insert(), steps)
+            if value is not None and not math.isnan(value):
+                final, sort = models.TrialValueModel.value_to_stored_repr(value)
+                only = {"trial_id": trial_id, "objective": 0, "value": final, "value_type": sort}
+                connection.execute(_VALUES.insert(), [only])
+            ended = {"state": state, "datetime_complete": _universal(datetime.now())}
+            connection.execute(_TRIALS.update().where(own).values(ended))
+
+
+def _study_row(study_id: int) -> Any:
+    return sqlalchemy.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == study_id)
+
+
+def _attributes(trial_id: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(content)} for key, content in attributes.items()
+    ]
 
 
 @contextlib.contextmanager
@@ -106,17 +215,22 @@ def _local(utc: datetime | None) -> datetime | None:
     return None if utc is None else utc.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
 
 
+def _universal(local: datetime) -> datetime:
+    """Return a local time as it is stored."""
+    return local.astimezone(UTC).replace(tzinfo=None)
+
+
 class _Parts:
     """What belongs to trials, by their ids.
 
     Args:
-        session: an open session.
+        connection: an open connection.
         study_id: the study of the trials.
         ids: the trials, in ascending order.
     """
 
-    def __init__(self, session: Any, study_id: int, ids: list[int]) -> None:
-        self._session, self._study_id, self._ids = session, study_id, ids
+    def __init__(self, connection: sqlalchemy.Connection, study_id: int, ids: list[int]) -> None:
+        self._connection, self._study_id, self._ids = connection, study_id, ids
         self.params: dict[int, dict[str, Any]] = defaultdict(dict)
         self.distributions: dict[int, dict[str, Any]] = defaultdict(dict)
         self.user_attributes: dict[int, dict[str, Any]] = defaultdict(dict)
@@ -124,37 +238,32 @@ class _Parts:
         self.intermediate: dict[int, dict[int, float]] = defaultdict(dict)
         values: dict[int, dict[int, float]] = defaultdict(dict)
 
-        param = models.TrialParamModel
-        columns = param.trial_id, param.param_name, param.param_value, param.distribution_json
-        for trial, name, value, described in self._rows(param, columns, param.param_id):
+        for trial, name, value, described in self._rows(
+            _PARAMS, ("param_name", "param_value", "distribution_json"), _PARAMS.c.param_id
+        ):
             distribution = self.distributions[trial][name] = _distribution(described)
             self.params[trial][name] = distribution.to_external_repr(value)
-        for model, target in (
-            (models.TrialUserAttributeModel, self.user_attributes),
-            (models.TrialSystemAttributeModel, self.system_attributes),
-        ):
-            for trial, key, content in self._rows(model, (model.trial_id, model.key, model.value_json)):
+        for table, target in ((_USER, self.user_attributes), (_SYSTEM, self.system_attributes)):
+            for trial, key, content in self._rows(table, ("key", "value_json")):
                 target[trial][key] = json.loads(content)
         between = models.TrialIntermediateValueModel
-        columns = between.trial_id, between.step, between.intermediate_value, between.intermediate_value_type
         finite, number = between.TrialIntermediateValueType.FINITE, between.stored_repr_to_intermediate_value
-        for trial, step, value, kind in self._rows(between, columns):
+        columns = "step", "intermediate_value", "intermediate_value_type"
+        for trial, step, value, kind in self._rows(_BETWEEN, columns):
             self.intermediate[trial][step] = value if kind == finite else number(value, kind)
         final = models.TrialValueModel
-        columns = final.trial_id, final.objective, final.value, final.value_type
-        for trial, objective, value, kind in self._rows(final, columns):
+        for trial, objective, value, kind in self._rows(_VALUES, ("objective", "value", "value_type")):
             values[trial][objective] = final.stored_repr_to_value(value, kind)
         self.values = {trial: [found[i] for i in sorted(found)] for trial, found in values.items()}
 
-    def _rows(self, model: Any, columns: Iterable[Any], order: Any = None) -> Any:
-        question = sqlalchemy.select(*columns)
+    def _rows(self, table: Any, columns: Iterable[str], order: Any = None) -> Any:
+        question = sqlalchemy.select(table.c.trial_id, *(table.c[name] for name in columns))
         if len(self._ids) <= NAMED:
-            question = question.where(model.trial_id.in_(self._ids))
+            question = question.where(table.c.trial_id.in_(self._ids))
         else:
-            trial = models.TrialModel
-            question = question.join(trial, trial.trial_id == model.trial_id)
-            question = question.where(trial.study_id == self._study_id, trial.trial_id >= self._ids[0])
-        return self._session.execute(question if order is None else question.order_by(order))
+            question = question.join(_TRIALS, _TRIALS.c.trial_id == table.c.trial_id)
+            question = question.where(_TRIALS.c.study_id == self._study_id, _TRIALS.c.trial_id >= self._ids[0])
+        return self._connection.execute(question if order is None else question.order_by(order))
 
 
 class PatientDatabase(Database):
@@ -265,6 +374,13 @@ class Patience:
                 time.sleep(pause)
                 self._last_outage = time.monotonic()
                 pause = min(2 * pause, 5.0)
+
+
+def database_of(storage: Any) -> Database:
+    """Return the database behind Optuna's cache."""
+    found = getattr(storage, "_backend", storage)
+    assert isinstance(found, Database)
+    return found
 
 
 def patience_of(storage: Any) -> Patience:

@@ -83,7 +83,7 @@ def check_resumed(make_engine, configuration, splits, folder: Path, cuts) -> Non
     again = Checkpoint(checkpoints, 0, "facts")
     resumed = run(make_engine(), configuration, splits, again)
     assert resumed == whole
-    again.end()
+    checkpoints.remove(0)
     assert not folder.exists()
 
 
@@ -211,8 +211,7 @@ def test_another_machine_goes_on_from_the_folds_in_the_storage(classification, t
     )
     assert epochs == [(1, epoch) for epoch in range(EPOCHS)]
     assert resumed == whole
-    there.end()
-    assert kept[-1] is None
+    assert there.is_shared  # so the trial's end takes it away
 
 
 SLOW_OBJECTIVE = """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ObjectiveError, SettingError
 from pipeline.report.compare import compare_page, compare_text
-from pipeline.report.export import write_results
+from pipeline.report.export import csv_text, write_results
 from pipeline.report.page import render
 from pipeline.report.records import TrialRecord, load_record, recommend
 from pipeline.search.pruning import PastTrial, make_pruner, rungs
@@ -281,3 +281,14 @@ def test_a_damaged_database_is_one_message(tmp_path, lrtune_here):
             assert "Traceback" not in ended.stderr
             assert ended.returncode == 0 or str(path) in ended.stderr or str(study.path) in ended.stderr, ended.stderr
     assert 1 in codes
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.integers(-5, 5), st.floats(), st.floats(-1, 1)), max_size=20))
+def test_tables_are_written_as_pandas_writes_them(rows):
+    """The quick writer of numbers gives the very same text."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=["n", "any, number", "b"]).astype({"n": "int64", "b": "float64"})
+    assert csv_text(frame) == frame.to_csv(index=False)
+    assert csv_text(frame.assign(t="x,\n")) == frame.assign(t="x,\n").to_csv(index=False)

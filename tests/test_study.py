@@ -407,7 +407,7 @@ def test_a_diverging_trial_is_pruned_and_says_where(tiny):
 
 def test_an_exception_in_trials_is_recorded_and_many_in_a_row_stop_the_study(tiny, monkeypatch):
     """A trial that raises is a failed trial with its message; five in a row stop with the commonest cause."""
-    from pipeline.search import study as module
+    from pipeline.search import running as module
 
     real, calls = module.run_trial, []
 

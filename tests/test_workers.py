@@ -365,7 +365,7 @@ def test_a_sampler_sees_the_best_of_very_many_trials(direction):
 
 def test_only_a_trial_that_has_just_been_created_is_known_to_have_left_nothing(tmp_path):
     """One that was interrupted keeps the values it has reported, and ends all the same."""
-    from pipeline.search.draft import end_trial
+    from pipeline.database import database_of
 
     queue = queue_on(tmp_path)
     first = queue.take(3)
@@ -376,6 +376,7 @@ def test_only_a_trial_that_has_just_been_created_is_known_to_have_left_nothing(t
     again = queue.take(3)
     assert again.trial.number == 0 and not again.fresh
     values = {2: 0.6, 5: 0.4}
-    end_trial(queue.study._storage, again.trial._trial_id, TrialState.COMPLETE, 0.4, {"curves": {}}, values)
+    database = database_of(queue.study._storage)
+    database.end_trial(again.trial._trial_id, TrialState.COMPLETE, 0.4, {"curves": {}}, values)
     assert queue.study.trials[0].intermediate_values == {2: 0.5, 5: 0.4}
     assert queue.study.trials[0].value == 0.4

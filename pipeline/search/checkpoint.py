@@ -123,6 +123,9 @@ class Checkpoint:
         facts: what the numbers depend on; a checkpoint of other facts is not used.
         shared: what a storage shared by machines holds of it, or None.
         share: keeps the position between folds in such a storage; None where one machine works alone.
+
+    Attributes:
+        is_shared: whether the storage holds a position, to be taken away with the trial's end.
     """
 
     def __init__(
@@ -132,12 +135,12 @@ class Checkpoint:
         facts: Any,
         *,
         shared: Mapping[str, Any] | None = None,
-        share: Callable[[dict[str, Any] | None], object] | None = None,
+        share: Callable[[dict[str, Any]], object] | None = None,
     ) -> None:
         text = json.dumps(facts, sort_keys=True, default=str)
         self.place, self.number = place, number
         self.digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self._shared, self._share, self._is_shared = shared, share, shared is not None
+        self._shared, self._share, self.is_shared = shared, share, shared is not None
         self._began = self._kept = self._stored = time.monotonic()
         self._before = 0.0
 
@@ -179,13 +182,7 @@ class Checkpoint:
         self._kept = time.monotonic()
         if self._share is not None and self._kept - self._stored >= STORAGE_SECONDS:
             self._share({**position.as_json(), "seconds": self.seconds, "digest": self.digest})
-            self._stored, self._is_shared = self._kept, True
-
-    def end(self) -> None:
-        """Remove what was kept."""
-        if self._share is not None and self._is_shared:
-            self._share(None)
-        self.place.remove(self.number)
+            self._stored, self.is_shared = self._kept, True
 
     def _read(self) -> Position:
         with np.load(self.place.path(self.number), allow_pickle=False) as arrays:

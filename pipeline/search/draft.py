@@ -1,20 +1,16 @@
-"""Few and whole steps in the storage: a trial is drawn in memory and created at once, and ended at once.
-
-Optuna writes every parameter and attribute in a transaction of its own, some forty per trial.  Here
-a trial takes two: nothing of it is ever half there, and its cost falls to a few milliseconds.
-"""
+"""A trial that is drawn in memory and then created in the storage at once, parameters and all."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.database import database_of
 
 
 class Draft:
@@ -70,111 +66,17 @@ class Draft:
         return value
 
     def create(self, *, alive: bool) -> optuna.trial.Trial:
-        """Create the trial in the storage, parameters and attributes and all, as running, in one transaction.
+        """Create the trial in the storage, as running.
 
         Args:
-            alive: whether its first heartbeat belongs to it: without one nobody elsewhere could tell that its
-                process is gone.
+            alive: whether its first heartbeat belongs to it.
         """
-        from optuna.distributions import distribution_to_json
-        from optuna.storages._rdb import models
-        from optuna.storages._rdb.storage import _create_scoped_session
-
         storage, frozen = self.study._storage, self.frozen
-        frozen.user_attrs, frozen.datetime_start = dict(self.user_attrs), datetime.now()
-        with _create_scoped_session(backend_of(storage).scoped_session) as session:
-            # The study's row is locked while the number is counted, as Optuna does.
-            models.StudyModel.find_or_raise_by_id(self.study._study_id, session, for_update=True)
-            row = models.TrialModel(
-                study_id=self.study._study_id,
-                number=None,
-                state=TrialState.RUNNING,
-                datetime_start=frozen.datetime_start,
-                datetime_complete=None,
-            )
-            session.add(row)
-            session.flush()
-            for name, distribution in frozen.distributions.items():
-                session.add(
-                    models.TrialParamModel(
-                        trial_id=row.trial_id,
-                        param_name=name,
-                        param_value=distribution.to_internal_repr(frozen.params[name]),
-                        distribution_json=distribution_to_json(distribution),
-                    )
-                )
-            if alive:
-                session.add(models.TrialHeartbeatModel(trial_id=row.trial_id))
-            for key, value in frozen.user_attrs.items():
-                session.add(
-                    models.TrialUserAttributeModel(trial_id=row.trial_id, key=key, value_json=json.dumps(value))
-                )
-            frozen.number = row.count_past_trials(session)
-            row.number = frozen.number
-            frozen._trial_id = int(row.trial_id)
+        frozen.user_attrs = dict(self.user_attrs)
+        database_of(storage).create_trial(self.study._study_id, frozen, alive=alive)
         # What `optuna.trial.Trial(study, id)` makes, without reading the trial that has just been written.
         trial = optuna.trial.Trial.__new__(optuna.trial.Trial)
         trial.study, trial.storage, trial._trial_id = self.study, storage, frozen._trial_id
         trial._cached_frozen_trial = frozen
         trial.relative_search_space, trial._relative_params, trial._fixed_params = {}, {}, {}
         return trial
-
-
-def backend_of(storage: Any) -> Any:
-    """Return the database behind Optuna's cache."""
-    return getattr(storage, "_backend", storage)
-
-
-def end_trial(
-    storage: Any,
-    trial_id: int,
-    state: TrialState,
-    value: float | None,
-    attributes: Mapping[str, Any],
-    intermediate: Mapping[int, float],
-    *,
-    fresh: bool = False,
-) -> None:
-    """End a trial with all that came of it, in one transaction.
-
-    Args:
-        storage: the study's storage.
-        trial_id: the trial's id.
-        state: how it ended.
-        value: its value, where it ran through.
-        attributes: what is to be known of it.
-        intermediate: values by step; those that are there already stay.
-        fresh: whether nothing of these can be there yet, which spares a look.
-
-    Raises:
-        optuna.exceptions.UpdateFinishedTrialError: when it has ended already.
-    """
-    from optuna.storages._rdb import models
-    from optuna.storages._rdb.storage import _create_scoped_session
-
-    backend = backend_of(storage)
-    with _create_scoped_session(backend.scoped_session) as session:
-        trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
-        backend.check_trial_is_updatable(trial_id, trial.state)
-        attribute = models.TrialUserAttributeModel
-        rows = () if fresh else session.query(attribute).filter(attribute.trial_id == trial_id)
-        known: dict[Any, Any] = {row.key: row for row in rows}
-        for key, content in attributes.items():
-            if key in known:
-                known[key].value_json = json.dumps(content)
-            else:
-                session.add(attribute(trial_id=trial_id, key=key, value_json=json.dumps(content)))
-        between = models.TrialIntermediateValueModel
-        steps = () if fresh else session.query(between.step).filter(between.trial_id == trial_id)
-        reported = {row.step for row in steps}
-        for step, number in intermediate.items():
-            if step not in reported:
-                stored, kind = between.intermediate_value_to_stored_repr(number)
-                session.add(
-                    between(trial_id=trial_id, step=step, intermediate_value=stored, intermediate_value_type=kind)
-                )
-        if value is not None and not math.isnan(value):
-            final, sort = models.TrialValueModel.value_to_stored_repr(value)
-            session.add(models.TrialValueModel(trial_id=trial_id, objective=0, value=final, value_type=sort))
-        trial.state = state
-        trial.datetime_complete = datetime.now()

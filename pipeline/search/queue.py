@@ -23,7 +23,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline.database import patience_of
+from pipeline.database import is_transient, patience_of
 from pipeline.locks import Heart, LiveMark, Locks, LostLock
 from pipeline.search.draft import Draft
 from pipeline.search.samplers import make_sampler
@@ -179,6 +179,10 @@ class TrialQueue:
             return self._take(total)
         except LostLock:
             return None  # another process goes on; what was begun here is a trial of nobody
+        except Exception as error:
+            if self.locks.machine and is_transient(error):
+                return None  # the lock went with the server, which the next call waits for
+            raise
 
     def _take(self, total: int) -> Taken | None:
         study, machine = self.study, self.locks.machine

@@ -12,6 +12,9 @@ from pipeline.search.space import BASELINE, Configuration, tidy
 from pipeline.search.trial import Monitor
 from pipeline.words import FURTHER
 
+SIGNIFICANT_DIGITS = 6
+"""Digits kept of the curves in the storage."""
+
 
 def configuration_of(trial: FrozenTrial) -> Configuration:
     """Return the configuration that a stored trial trained with."""
