@@ -116,7 +116,7 @@ def measure(server: Server | None, trials: int, workers: int, seconds: float) ->
         set_up(runner_of(path, url, trials, workers))
         # Processes made from one that has imported everything: many start at once, and share what they only read.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.overhead"])
+        context.set_forkserver_preload(["pipeline.search.running", "pipeline.search.study", "benchmarks"])
         barrier, ended = context.Barrier(workers + 1), context.Queue()
         children = [context.Process(target=work, args=(path, url, trials, workers, seconds, barrier, ended))
                     for _ in range(workers)]  # fmt: skip
