@@ -35,6 +35,48 @@ def build_model():
     return model
 """
 
+PAUSING_OBJECTIVE = (
+    TINY_OBJECTIVE
+    + """
+
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+
+def pause(x):
+    # Every step takes the seconds that the file "pause" beside this one holds; "once" after them: only the next.
+    said = Path(__file__).with_name("pause")
+    if said.exists():
+        seconds, *once = said.read_text().split()
+        if once:
+            said.unlink()
+        said.with_name("paused").touch()
+        time.sleep(float(seconds))
+    return x
+
+
+class Pause(keras.layers.Layer):
+    def call(self, x):
+        return tf.ensure_shape(tf.numpy_function(pause, [x], x.dtype), x.shape)
+
+
+def build_model():
+    model = keras.Sequential([keras.Input((4,)), Pause(), keras.layers.Dropout(0.1), keras.layers.Dense(2)])
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+"""
+)
+
+
+def pause(folder: Path, said: str) -> None:
+    """Tell the objective in a folder how long its steps take, in one step."""
+    aside = folder / "pause.aside"
+    aside.write_text(said)
+    aside.replace(folder / "pause")
+
+
 TINY_STUDY = """
 objective  = "tiny.py"
 epochs     = 3

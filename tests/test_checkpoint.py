@@ -23,6 +23,7 @@ from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.training.splits import Split
 from pipeline.training.stream import StreamSplit, make_stream, repeatable_shuffles
+from tests.conftest import PAUSING_OBJECTIVE, pause
 from tests.test_study import spawn, stored
 
 EPOCHS = 4
@@ -214,41 +215,10 @@ def test_another_machine_goes_on_from_the_folds_in_the_storage(classification, t
     assert there.is_shared  # so the trial's end takes it away
 
 
-SLOW_OBJECTIVE = """
-import time
-
-import keras
-import numpy as np
-import tensorflow as tf
-
-
-def load_data():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((120, 4)).astype("float32")
-    y = (x[:, 0] + 0.5 * x[:, 1] > 0).astype("int64")
-    return (x[:100], y[:100]), (x[100:], y[100:])
-
-
-def wait(x):
-    time.sleep(0.003)
-    return x
-
-
-class Slow(keras.layers.Layer):
-    def call(self, x):
-        return tf.ensure_shape(tf.numpy_function(wait, [x], x.dtype), x.shape)
-
-
-def build_model():
-    model = keras.Sequential([keras.Input((4,)), Slow(), keras.layers.Dropout(0.1), keras.layers.Dense(2)])
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    return model
-"""
-
-
 def test_a_killed_study_goes_on_inside_its_trial(tiny, tmp_path):
     """kill -9 in the midst of a long trial: what was trained is not trained again, and no number differs."""
-    (tiny.parent / "tiny.py").write_text(SLOW_OBJECTIVE)
+    (tiny.parent / "tiny.py").write_text(PAUSING_OBJECTIVE)
+    pause(tiny.parent, "0.003")
     options = ("--trials", "2", "--epochs", "60", "--confirm.finalists", "0", "--validation.folds", "2")
     options += ("--engine.xla", "false", "--workers.count", "1", "--checkpoint.minutes", "0")
     checkpoint = tmp_path / "out" / "checkpoints" / "trial-0.npz"

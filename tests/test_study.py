@@ -18,7 +18,7 @@ from pipeline.report.records import load_record, recommend
 from pipeline.search.prepare import prepare
 from pipeline.search.study import StudyRunner
 from pipeline.study_file import read_study
-from tests.conftest import ROOT
+from tests.conftest import PAUSING_OBJECTIVE, ROOT, pause
 
 
 def tune(path: Path, *, fresh: bool = False, **overrides: object) -> optuna.Study:
@@ -292,36 +292,11 @@ def test_an_interruption_ends_with_130_and_the_command_that_resumes(tiny, sign):
 
 def test_the_second_interruption_ends_at_once(tiny):
     """Also while a step of training does not come back, where the first can do nothing yet."""
-    (tiny.parent / "tiny.py").write_text(
-        (tiny.parent / "tiny.py").read_text()
-        + """
-
-import time
-from pathlib import Path
-
-import tensorflow as tf
-
-
-def pause(x):
-    Path(__file__).with_name("begun").touch()
-    time.sleep(1000)
-    return x
-
-
-class Pause(keras.layers.Layer):
-    def call(self, x):
-        return tf.ensure_shape(tf.numpy_function(pause, [x], x.dtype), x.shape)
-
-
-def build_model():
-    model = keras.Sequential([keras.Input((4,)), Pause(), keras.layers.Dense(2)])
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-"""
-    )
+    (tiny.parent / "tiny.py").write_text(PAUSING_OBJECTIVE)
+    pause(tiny.parent, "1000")
     child = spawn(tiny)
     until = time.monotonic() + 120
-    while not (tiny.parent / "begun").exists():
+    while not (tiny.parent / "paused").exists():
         assert time.monotonic() < until and child.poll() is None
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)

@@ -23,7 +23,7 @@ from pipeline.search.space import Space
 from pipeline.search.study import at_once, seconds_worked
 from pipeline.storage import open_storage
 from pipeline.study_file import cores, read_study
-from tests.conftest import ROOT
+from tests.conftest import PAUSING_OBJECTIVE, ROOT, pause
 from tests.test_study import spawn, stored, tune, wait_for_trials
 
 SPACE = Space(
@@ -285,38 +285,7 @@ def test_every_worker_claims_a_gpu_of_its_own(tmp_path):
 
 def test_a_trial_that_takes_too_long_fails_and_one_that_hangs_is_ended(tiny):
     """`trial_timeout` between epochs, and, where an epoch never ends, with its process; the study goes on."""
-    objective = tiny.parent / "tiny.py"
-    objective.write_text(
-        objective.read_text()
-        + """
-
-import time
-
-import tensorflow as tf
-from pathlib import Path
-
-
-def pause(x):
-    # A step is slow, or never ends, while a file says so.
-    for name, seconds in (("slow", 0.4), ("hang", 1000.0)):
-        if Path(__file__).with_name(name).exists():
-            if name == "hang":
-                Path(__file__).with_name(name).unlink()
-            time.sleep(seconds)
-    return x
-
-
-class Pause(keras.layers.Layer):
-    def call(self, x):
-        return tf.ensure_shape(tf.numpy_function(pause, [x], x.dtype), x.shape)
-
-
-def build_model():
-    model = keras.Sequential([keras.Input((4,)), Pause(), keras.layers.Dense(2)])
-    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-"""
-    )
+    (tiny.parent / "tiny.py").write_text(PAUSING_OBJECTIVE)
     options = ("--confirm.finalists", "0", "--engine.xla", "false", "--trial_timeout", "3", "--trials", "6")
     child = spawn(tiny, *options)
 
@@ -327,11 +296,11 @@ def build_model():
             time.sleep(0.1)
 
     wait_for_trials(tiny, 2, child)
-    (tiny.parent / "hang").touch()
+    pause(tiny.parent, "1000 once")
     wait_for_failures(1)
-    (tiny.parent / "slow").touch()
+    pause(tiny.parent, "0.4")
     wait_for_failures(2)
-    (tiny.parent / "slow").unlink()
+    (tiny.parent / "pause").unlink()
     _, errors = child.communicate(timeout=200)
     assert child.returncode == 0, errors.decode()
     trials = stored(tiny).trials
