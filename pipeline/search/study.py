@@ -131,7 +131,7 @@ class StudyRunner:
             if study.user_attrs.get("study_file") != given_keys(self.config):
                 study.set_user_attr("study_file", given_keys(self.config))  # workers that join by name read it
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
-        with storage_errors(self.url), self.locks.mark("live") as mark:
+        with storage_errors(self.url), self.locks.mark("live") as mark, contextlib.ExitStack() as kept:
             mark.share()
             queue = self._queue(study)
             self._resume(queue)
@@ -144,6 +144,8 @@ class StudyRunner:
                 self.reporter.stage("pruning", note)
             pool = self._choose_workers(study)
             try:
+                if pool is not None:
+                    kept.enter_context(pool.kept())
                 if pool is None:
                     self.search(queue)
                 else:

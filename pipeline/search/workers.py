@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,22 @@ class Pool:
         self.study, self.count, self.threads = study, count, threads
         self.backend = study.config.workers.backend
         self.token = uuid.uuid4().hex
+        self._kept = False
         self.on_death: Callable[[], object] = lambda: None
         self.finished: Callable[[], int] = lambda: 0
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep a cluster that is started here until the end of the study: its workers have traced by then."""
+        if self.backend == "loky":  # which keeps its workers by itself
+            yield
+            return
+        with backend(self.study, self.count, self.threads):
+            self._kept = True
+            try:
+                yield
+            finally:
+                self._kept = False
 
     def search(self) -> None:
         """Let every worker run trials until none is left."""
@@ -122,7 +136,7 @@ class Pool:
                 for a in arguments[done:]
             ]
             try:
-                with backend(self.study, self.count, self.threads):
+                with nullcontext() if self._kept else backend(self.study, self.count, self.threads):
                     parallel = joblib.Parallel(
                         n_jobs=max(self.count, 2),  # with one, joblib would run it in this process
                         batch_size=1,
