@@ -104,13 +104,11 @@ class Database(optuna.storages.RDBStorage):
         """
         trial.datetime_start = datetime.now()
         with self.engine.begin() as connection:
-            # The study's row is locked while the number is counted, as Optuna does.
+            # The study's row is locked while trials are counted, and the row of the trial is there before:
+            # SQLite knows no lock of a row, and locks its file with the first that is written.
             if connection.execute(_study_row(study_id).with_for_update()).first() is None:
                 raise KeyError(models.NOT_FOUND_MSG)
-            count = sqlalchemy.select(sqlalchemy.func.count()).where(_TRIALS.c.study_id == study_id)
-            trial.number = int(connection.execute(count).scalar_one())
             row = {
-                "number": trial.number,
                 "study_id": study_id,
                 "state": TrialState.RUNNING,
                 "datetime_start": _universal(trial.datetime_start),
@@ -118,6 +116,11 @@ class Database(optuna.storages.RDBStorage):
             key = connection.execute(_TRIALS.insert().values(row)).inserted_primary_key
             assert key is not None
             trial_id = trial._trial_id = int(key[0])
+            earlier = _TRIALS.c.study_id == study_id, _TRIALS.c.trial_id < trial_id
+            count = sqlalchemy.select(sqlalchemy.func.count()).select_from(_TRIALS).where(*earlier)
+            trial.number = int(connection.execute(count).scalar_one())
+            own = _TRIALS.update().where(_TRIALS.c.trial_id == trial_id)
+            connection.execute(own.values(number=trial.number))
             params = [
                 {
                     "trial_id": trial_id,
@@ -143,7 +146,8 @@ class Database(optuna.storages.RDBStorage):
         intermediate: Mapping[int, float],
         *,
         fresh: bool = False,
-    ) -> None:
+        owner: str = "",
+    ) -> bool:
         """End a trial with all that came of it, in one transaction.
 
         Args:
@@ -153,6 +157,10 @@ class Database(optuna.storages.RDBStorage):
             attributes: what is to be known of it.
             intermediate: values by step; those that are there already stay.
             fresh: whether nothing of these can be there yet, which spares a look.
+            owner: who must still own the trial; empty where only one process can.
+
+        Returns:
+            Whether it was ended; a trial that has another owner is left alone.
 
         Raises:
             optuna.exceptions.UpdateFinishedTrialError: when it has ended already.
@@ -163,6 +171,11 @@ class Database(optuna.storages.RDBStorage):
             if before is None:
                 raise KeyError(models.NOT_FOUND_MSG)
             self.check_trial_is_updatable(trial_id, before.state)
+            if owner:
+                mine = _USER.c.trial_id == trial_id, _USER.c.key == "owner"
+                said = connection.execute(sqlalchemy.select(_USER.c.value_json).where(*mine)).scalar()
+                if before.state != TrialState.RUNNING or said is None or json.loads(said) != owner:
+                    return False
             reported: set[int] = set()
             if not fresh:
                 known = _USER.c.trial_id == trial_id, _USER.c.key.in_(list(attributes))
@@ -185,6 +198,7 @@ class Database(optuna.storages.RDBStorage):
                 connection.execute(_VALUES.insert(), [only])
             ended = {"state": state, "datetime_complete": _universal(datetime.now())}
             connection.execute(_TRIALS.update().where(own).values(ended))
+        return True
 
 
 def _study_row(study_id: int) -> Any:
@@ -310,7 +324,7 @@ PATIENT = (
     "get_trial",
     "_get_trials",
     "_get_stale_trial_ids",
-    "set_trial_param",
+    "_set_trial_param",
     "set_trial_intermediate_value",
     "set_trial_user_attr",
     "set_trial_system_attr",

@@ -227,7 +227,9 @@ def test_a_study_of_any_curves_has_a_report(made, tmp_path, data):
     metrics = (
         "loss",
         "val_loss",
-        *data.draw(st.sampled_from([(), ("accuracy", "val_accuracy"), ("<i>odd", "val_<i>odd")])),
+        *data.draw(
+            st.sampled_from([(), ("accuracy", "val_accuracy"), ("<i>odd", "val_<i>odd"), ("epoch", "val_epoch")])
+        ),
     )
     count = data.draw(st.integers(0, 14))
     drawn = tuple(data.draw(trials(number, 6, 2, metrics)) for number in range(count))

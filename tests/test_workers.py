@@ -349,3 +349,100 @@ def test_only_a_trial_that_has_just_been_created_is_known_to_have_left_nothing(t
     database.end_trial(again.trial._trial_id, TrialState.COMPLETE, 0.4, {"curves": {}}, values)
     assert queue.study.trials[0].intermediate_values == {2: 0.5, 5: 0.4}
     assert queue.study.trials[0].value == 0.4
+
+
+def test_trials_created_at_once_have_numbers_of_their_own(tmp_path):
+    """Also where no lock of ours keeps the processes apart."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pipeline.search.draft import Draft
+
+    queue = queue_on(tmp_path)
+    study = queue.study
+
+    def create(_: int) -> int:
+        draft = Draft(SeenStudy("q", study._storage), 0)
+        draft.user_attrs = {"learning_rate": 0.1}
+        return draft.create(alive=False).number
+
+    study.sampler = optuna.samplers.RandomSampler(0)
+    with ThreadPoolExecutor(8) as threads:
+        assert sorted(threads.map(create, range(40))) == list(range(40))
+
+
+def test_a_trial_that_has_another_owner_is_not_ended(tmp_path):
+    """A process that was away learns it from the commit itself, not only from the look before."""
+    from pipeline.database import database_of
+
+    queue = queue_on(tmp_path)
+    taken = queue.take(3)
+    database = database_of(queue.study._storage)
+    taken.trial.set_user_attr("owner", "somebody else")
+    end = (taken.trial._trial_id, TrialState.COMPLETE, 0.4, {"curves": {}}, {0: 0.5})
+    assert not database.end_trial(*end, owner="me")
+    trial = queue.study.trials[0]
+    assert (trial.state, trial.intermediate_values) == (TrialState.RUNNING, {})
+    assert "curves" not in trial.user_attrs
+    assert database.end_trial(*end, owner="somebody else")
+    assert queue.study.trials[0].value == 0.4
+
+
+def test_a_trial_of_another_number_than_planned_waits_for_its_turn(tmp_path, monkeypatch):
+    """As when the answer to a commit was lost and the next trial was asked for: it runs under its own mark later."""
+    queue = queue_on(tmp_path)
+    for position in (0.1, 0.2):
+        queue.study.enqueue_trial({"lr_position": position, "optimizer": "sgd"})
+    real = queue.study.ask
+
+    def twice():
+        real()  # an answer that was lost
+        return real()
+
+    monkeypatch.setattr(queue.study, "ask", twice)
+    assert queue.take(2) is None
+    monkeypatch.setattr(queue.study, "ask", real)
+    assert [t.state for t in queue.study.trials] == [TrialState.RUNNING, TrialState.WAITING]
+    assert queue.take_back_orphans(died=False) == [0]
+    assert [queue.take(2).trial.params["lr_position"] for _ in range(2)] == [0.1, 0.2]
+
+
+def test_nobody_speaks_for_a_trial_that_could_not_be_drawn(tmp_path, monkeypatch):
+    """Its heart stops, so that other machines see that it has no process."""
+    queue = queue_on(tmp_path)
+    queue.locks.machine = "here"
+    queue.study.enqueue_trial({"lr_position": 0.1, "optimizer": "sgd"})
+    monkeypatch.setattr(queue, "space_after", lambda trials, horizon: SimpleNamespace(joint=None))
+    monkeypatch.setattr("pipeline.search.queue.make_sampler", lambda *_: optuna.samplers.RandomSampler(0))
+    with pytest.raises(AttributeError):
+        queue.take(1)
+    assert not queue._heart._trials
+
+
+def test_a_cluster_of_our_own_ends_before_its_trials_are_taken_back(tiny, monkeypatch):
+    """Else they would seem to run still, and count as died with the next start."""
+    from contextlib import contextmanager
+
+    from pipeline.search.study import StudyRunner
+
+    order = []
+
+    class Interrupted:
+        @contextmanager
+        def kept(self):
+            yield
+            order.append("ended")
+
+        def search(self):
+            raise KeyboardInterrupt
+
+        def call_back(self, study):
+            order.append("called back")
+
+    monkeypatch.setattr(StudyRunner, "_choose_workers", lambda self, study: Interrupted())
+    real = TrialQueue.take_back_orphans
+    monkeypatch.setattr(
+        TrialQueue, "take_back_orphans", lambda self, **said: order.append(str(said)) or real(self, **said)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        tune(tiny)
+    assert order == ["{}", "called back", "ended", "{'died': False}"]

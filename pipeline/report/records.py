@@ -400,7 +400,8 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
     epochs, keys = record.about["epochs"], ("trial", "fold", "epoch", "learning_rate")
     # By columns, each a list: a row of its own per epoch is slow where there are a million.
     columns: dict[str, list[Any]] = {name: [] for name in keys}
-    columns |= {name: [] for name in record.curve_names if name not in keys}
+    names = [name for name in record.curve_names if name not in keys[:3]]
+    columns |= {name: [] for name in names if name not in keys}
     for trial in record.trials:
         c = trial.configuration
         if c is None:
@@ -414,7 +415,7 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
             columns["fold"] += [fold + 1] * count
             columns["epoch"] += range(1, count + 1)
             columns["learning_rate"] += c.rates(epochs * steps)[::steps][:count].tolist()
-            for name in record.curve_names:
+            for name in names:
                 if name != "learning_rate":
                     folds = trial.curves.get(name)
                     columns[name] += folds[fold] if folds else [math.nan] * count

@@ -179,10 +179,6 @@ class TrialQueue:
             return self._take(total)
         except LostLock:
             return None  # another process goes on; what was begun here is a trial of nobody
-        except Exception as error:
-            if self.locks.machine and is_transient(error):
-                return None  # the lock went with the server, which the next call waits for
-            raise
 
     def _take(self, total: int) -> Taken | None:
         study, machine = self.study, self.locks.machine
@@ -206,10 +202,11 @@ class TrialQueue:
             mark = self._mark(number)
             mark.__enter__().share()  # held, and yet open to whoever asks whether it is
             owner = f"{machine}/{uuid.uuid4().hex}" if machine else ""
+            trial: optuna.Trial | None = None
             try:
                 still_held()
                 if waiting or self.sampler not in DRAFTED:
-                    trial = study.ask()
+                    trial = self._as_planned(study.ask(), number)
                     if machine:
                         still_held()
                         # In this order: a trial with an owner has a heartbeat, whenever its process dies.
@@ -226,16 +223,45 @@ class TrialQueue:
                         **({"owner": owner} if owner else {}),
                     }
                     still_held()
-                    trial = draft.create(alive=machine is not None)
+                    trial = self._as_planned(self._created(draft), number)
                     if machine:
                         self._heart.start(trial._trial_id, now=False)
             except BaseException:
+                if trial is not None:
+                    self._heart.stop(trial._trial_id)  # nobody speaks for it any more
                 mark.__exit__()
                 raise
             finally:
                 study.horizon = None
         fresh = not waiting and self.sampler in DRAFTED
         return Taken(trial, configuration, horizon, mark, space, owner, fresh)
+
+    def _created(self, draft: Draft) -> optuna.Trial:
+        """Return the trial of a draft.
+
+        Raises:
+            LostLock: when the server died meanwhile, and the lock with it; the next call waits for the server.
+        """
+        try:
+            return draft.create(alive=self.locks.machine is not None)
+        except Exception as error:
+            if self.locks.machine and is_transient(error):
+                raise LostLock("queue") from error
+            raise
+
+    def _as_planned(self, trial: optuna.Trial, number: int) -> optuna.Trial:
+        """Return a trial that has the number for which it was drawn and marked.
+
+        Another has it where the answer to a commit was lost and asking again gave the next one, or where
+        somebody adds trials without the lock; it waits for its turn.
+
+        Raises:
+            LostLock: when it has another number.
+        """
+        if trial.number == number:
+            return trial
+        self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        raise LostLock("queue")
 
     def limit(self, trials: Sequence[FrozenTrial], total: int) -> int:
         """Return how many trials to run, at most `total`: fewer where the rule says that more are not worth it."""

@@ -158,10 +158,9 @@ class TrialRunner:
             self._fail(queue, taken, str(error) if told else describe_fault(error, self.prepared.objective.path))
             self._stop_after_failures(study)
             return
+        kept = {"progress": None} if checkpoint.is_shared else {}
         with queue.owned(taken) as still:
-            if still:
-                kept = {"progress": None} if checkpoint.is_shared else {}
-                self._tell(study, trial, outcome, values, kept, fresh=not live[0] and not kept)
+            if still and self._tell(study, taken, outcome, values, kept, fresh=not live[0] and not kept):
                 self._checkpoints.remove(trial.number)
             else:
                 self.reporter.stage("trials", f"trial {trial.number} was ended by another process meanwhile")
@@ -234,27 +233,42 @@ class TrialRunner:
     def _tell(
         self,
         study: optuna.Study,
-        trial: optuna.Trial,
+        taken: Taken,
         outcome: Outcome,
         values: dict[int, float],
         further: dict[str, Any],
         *,
         fresh: bool,
-    ) -> None:
-        """End a trial in one transaction: it is there with all its curves, or still to be run."""
+    ) -> bool:
+        """End a trial in one transaction: it is there with all its curves, or still to be run.
+
+        Returns:
+            Whether it was this process's to end: while the database was away another may have taken it.
+        """
         at = outcome.diverged_at
         if at is not None:
             values[(at["fold"] - 1) * self.config.epochs + at["epoch"] - 1] = float("nan")
         attributes = {"diverged_at": at, **outcome.diagnosis(), "curves": _rounded(outcome.curves), **further}
         state = TrialState.PRUNED if outcome.pruned else TrialState.COMPLETE
         database, patience = database_of(study._storage), patience_of(study._storage)
-        try:
-            patience.call(
-                lambda: database.end_trial(trial._trial_id, state, outcome.value, attributes, values, fresh=fresh)
+
+        def end() -> bool:
+            return database.end_trial(
+                taken.trial._trial_id,
+                state,
+                outcome.value,
+                attributes,
+                values,
+                fresh=fresh and not patience.waited,
+                owner=taken.owner,
             )
+
+        try:
+            return bool(patience.call(end))
         except optuna.exceptions.UpdateFinishedTrialError:
             if not patience.waited:  # else the answer to a commit was lost, and the commit was made
                 raise
+            return True
 
 
 def report_epochs(epochs: int, folds: int) -> set[int]:

@@ -160,6 +160,7 @@ class StudyRunner:
                 with contextlib.suppress(Exception):
                     if pool is not None:
                         pool.call_back(study)
+                    kept.close()  # a cluster of our own ends first: what it ran is nobody's then
                     queue.take_back_orphans(died=False)
                 raise
             self._say_trials(study)
