@@ -150,11 +150,14 @@ def _overfitting(record: StudyRecord, figures: Figures) -> list[dict[str, Any]]:
         points = overfitting_info(each)
         if not points:
             continue
-        epochs, gaps = f"{each.metric}: overfitting epoch", f"{each.metric}: gap at the best and the last epoch"
+        drawn, all_of_them = sum(len(p["rate"]) for p in points.values()), len(each.fits)
+        some = f" ({drawn} of {all_of_them} trials)" if drawn < all_of_them else ""
+        epochs = f"{each.metric}: overfitting epoch{some}"
+        gaps = f"{each.metric}: gap at the best and the last epoch{some}"
         pictures = [(gaps, figures.show(draw_gaps(points, each.metric), gaps))]
         if each.counts()["overfit"]:
-            drawn = draw_overfitting(points, record.about["epochs"])
-            pictures.insert(0, (epochs, figures.show(drawn, f"{epochs}. {each.finding()}")))
+            figure = draw_overfitting(points, record.about["epochs"])
+            pictures.insert(0, (epochs, figures.show(figure, f"{epochs}. {each.finding()}")))
         found.append(
             {
                 "metric": each.metric,

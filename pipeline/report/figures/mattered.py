@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.figures.style import PALETTE, SYMBOLS, colour, legend_above, log_y, said, style
+from pipeline.report.figures.style import PALETTE, SYMBOLS, colour, evenly, legend_above, log_y, said, style
 from pipeline.report.records import StudyRecord, TrialRecord
 from pipeline.words import FURTHER
 
@@ -89,9 +89,6 @@ class ImportanceInfo:
     title: str
 
 
-ENOUGH_TRIALS = 2000
-"""Of more trials than this, so many are looked at, evenly over the study: they say what all say."""
-
 MINIMUM_TRIALS = 12
 """With fewer trials an importance is noise."""
 
@@ -124,8 +121,7 @@ def importance_info(record: StudyRecord) -> ImportanceInfo | None:
     names = [name for name in (rows[0][0] if rows else {}) if len({row[name] for row, _ in rows}) > 1]
     if len(rows) < MINIMUM_TRIALS or len(names) < 2:
         return None
-    if len(rows) > ENOUGH_TRIALS:
-        rows = [rows[i * len(rows) // ENOUGH_TRIALS] for i in range(ENOUGH_TRIALS)]
+    rows = evenly(rows)
     worst = max((cost for _, cost in rows if np.isfinite(cost)), default=0.0)
     distributions: dict[str, Any] = {}
     for name in names:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.figures.style import SYMBOLS, colour, legend_above, said, style
+from pipeline.report.figures.style import SYMBOLS, colour, evenly, legend_above, said, style
 from pipeline.report.overfitting import Overfitting
 
 if TYPE_CHECKING:
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 
 def overfitting_info(found: Overfitting) -> dict[str, dict[str, list[Any]]]:
-    """Return per optimizer: rate, overfitting epoch (None where it does not overfit), gaps and text of each trial."""
+    """Return per optimizer: rate, overfitting epoch (None where it does not overfit), gaps and text of each trial.
+
+    Of very many trials some thousands, which look no different.
+    """
     points: dict[str, dict[str, list[Any]]] = {}
-    for fit in found.fits:
+    for fit in evenly(found.fits):
         c, analysis = fit.trial.configuration, fit.analysis
         if c is None:
             continue
