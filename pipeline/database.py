@@ -71,7 +71,7 @@ class Database(optuna.storages.RDBStorage):
                 if connection.execute(_study_row(study_id)).first() is None:
                     raise KeyError(models.NOT_FOUND_MSG)
                 return []
-            with _no_garbage(len(rows) > NAMED):
+            with no_garbage(len(rows) > NAMED):
                 return self._whole(rows, _Parts(connection, study_id, [row.trial_id for row in rows]))
 
     def _whole(self, rows: Sequence[Any], parts: _Parts) -> list[FrozenTrial]:
@@ -212,7 +212,7 @@ def _attributes(trial_id: int, attributes: Mapping[str, Any]) -> list[dict[str, 
 
 
 @contextlib.contextmanager
-def _no_garbage(many: bool) -> Iterator[None]:
+def no_garbage(many: bool = True) -> Iterator[None]:
     """Spare the search for garbage while very much is made that is none."""
     paused = many and gc.isenabled()
     if paused:
