@@ -1,22 +1,18 @@
-"""The objective: a plain Python file with `build_model` and `load_data`, found, loaded and checked.
+"""The objective: a plain Python file with `build_model` and `load_data`, loaded and checked.
 
-Loading an objective runs the user's code; everything it raises becomes one message that says
-where.  Nothing here trains.
+What is wrong with it becomes one message that says where.  Nothing here trains.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
-import importlib
-import importlib.machinery
-import importlib.util
 import inspect
 import json
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +28,7 @@ from pipeline.training.data import Data, joined, leaves, make_data
 from pipeline.training.splits import class_labels
 from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
+from pipeline.user_code import PREFIX, UserCode, describe_fault
 
 
 @dataclass(frozen=True)
@@ -59,28 +56,6 @@ class Objective:
     groups: NDArray[np.int64] | None
     given: int | None
     model_digest: str
-
-
-def find_objective(name: str, study_folder: Path) -> Path | None:
-    """Return the objective's file, or None when `name` is a module.
-
-    Args:
-        name: a path relative to the study file's folder, else to the working directory; or a module.
-        study_folder: the study file's folder.
-
-    Raises:
-        ObjectiveError: when there is no such file.
-    """
-    if name.endswith(".py") or "/" in name or "\\" in name:
-        tried = [study_folder / name, Path.cwd() / name]
-        for path in tried:
-            if path.is_file():
-                return path.resolve()
-        beside = [p.name for folder in {t.parent for t in tried} if folder.is_dir() for p in folder.glob("*.py")]
-        hint = did_you_mean(Path(name).name, beside) if beside else ""
-        places = " nor ".join(dict.fromkeys(str(path.parent) for path in tried))
-        raise ObjectiveError(f"objective: '{name}' does not exist, neither in {places}{hint}")
-    return None
 
 
 def load_objective(
@@ -116,14 +91,10 @@ def load_objective(
     Raises:
         ObjectiveError: for everything that is wrong with it, in one message.
     """
-    path = find_objective(name, study_folder) if module is None else None
     with repeatable_shuffles() as shuffles:
         import_tensorflow()
-        loaded = _import(name, path) if module is None else module
         return _load(
-            name,
-            path,
-            loaded,
+            UserCode(name, study_folder, module),
             shuffles,
             dict(kwargs or {}),
             test_fraction,
@@ -136,9 +107,7 @@ def load_objective(
 
 
 def _load(
-    name: str,
-    path: Path | None,
-    module: ModuleType,
+    code: UserCode,
     shuffles: list[Any],
     kwargs: dict[str, Any],
     test_fraction: float,
@@ -149,13 +118,14 @@ def _load(
     limit: int | float | None,
 ) -> Objective:
     _, keras = import_tensorflow()
-    functions = _functions(name, module, kwargs, grouped)
+    name, functions = code.name, _functions(code.name, code.module, kwargs, grouped)
     keras.utils.set_random_seed(seed)
-    raw = _call(name, path, "load_data", functions["load_data"])
+    raw = code.call("load_data", functions["load_data"])
     train: Data | Stream
     test: Data | None = None
-    groups, given = _groups(name, path, functions.get("groups")), None
+    groups, given = _groups(code, functions.get("groups")), None
     if is_dataset(raw) or (isinstance(raw, tuple | list) and any(is_dataset(part) for part in raw)):
+        _check_opens(code, raw)
         train = make_stream(f"{name}: load_data()", raw, shuffles, steps_per_epoch=steps_per_epoch)
         if limit is not None:
             raise ObjectiveError(
@@ -173,7 +143,7 @@ def _load(
             train, groups, given = _limited(name, train, groups, given, limit, seed, ordered)
 
     def build_model() -> Any:
-        model = _call(name, path, "build_model", functions["build_model"])
+        model = code.call("build_model", functions["build_model"])
         _check_model(name, model, keras)
         return model
 
@@ -182,7 +152,9 @@ def _load(
     if known is not None:
         _check_targets(name, model, known)
     labels = class_labels(train.y) if isinstance(train, Data) and _classifies(model) else None
-    return Objective(name, path, build_model, train, test, labels, groups, given, _model_digest(model, module))
+    return Objective(
+        name, code.path, build_model, train, test, labels, groups, given, _model_digest(model, code.module)
+    )
 
 
 def _functions(name: str, module: ModuleType, kwargs: dict[str, Any], grouped: bool) -> dict[str, Callable[[], Any]]:
@@ -218,13 +190,29 @@ def _functions(name: str, module: ModuleType, kwargs: dict[str, Any], grouped: b
     return functions
 
 
-def _groups(name: str, path: Path | None, function: Callable[[], Any] | None) -> NDArray[np.int64] | None:
+def _check_opens(code: UserCode, raw: Any) -> None:
+    """Refuse datasets that will not find their files: they open them while they train, in the working directory."""
+    if code.elsewhere is None:
+        return
+    try:
+        for part in raw if isinstance(raw, tuple | list) else [raw]:
+            with contextlib.suppress(StopIteration):
+                next(iter(part))
+    except Exception as error:
+        raise ObjectiveError(
+            f"{code.name}: load_data(): its datasets read files by paths relative to {code.elsewhere} while they train "
+            f"({describe_fault(error, code.path)}). Run lrtune in that folder, or begin the paths with "
+            "Path(__file__).parent."
+        ) from error
+
+
+def _groups(code: UserCode, function: Callable[[], Any] | None) -> NDArray[np.int64] | None:
     """Return a group index per sample, by the objective's `groups()`."""
     if function is None:
         return None
-    values = np.asarray(_call(name, path, "groups", function))
+    values = np.asarray(code.call("groups", function))
     if values.ndim != 1:
-        raise ObjectiveError(f"{name}: groups() must return one group per sample, got shape {values.shape}.")
+        raise ObjectiveError(f"{code.name}: groups() must return one group per sample, got shape {values.shape}.")
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
@@ -250,101 +238,6 @@ def _limited(
         kept = np.sort(np.random.default_rng(seed).permutation(available)[:count])
     index = kept if given is None else np.concatenate([kept, np.arange(given, train.samples)])
     return train.take(index), groups[index] if groups is not None else None, None if given is None else count
-
-
-class _Uncached(importlib.machinery.SourceFileLoader):
-    """Loads the source as it is now: a cached compilation is told from an edit only by size and second."""
-
-    def path_stats(self, path: Any) -> Any:
-        """Say that nothing is known of the file, so that no cache is read or written."""
-        raise OSError(path)
-
-
-def _import(name: str, path: Path | None) -> ModuleType:
-    """Import the objective; its own folder comes first on the import path, as when it is run."""
-    try:
-        if path is None:
-            if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(name)
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
-        module_name = f"lrtune_objective_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
-        spec = importlib.util.spec_from_file_location(module_name, path, loader=_Uncached(module_name, str(path)))
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[module_name] = module
-        spec.loader.exec_module(module)
-        return module
-    except ModuleNotFoundError as error:
-        if path is None and error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise ObjectiveError(
-                f"objective: '{name}' is neither a .py file nor a module that can be imported ({error})."
-            ) from error
-        raise ObjectiveError(
-            f"{name}: cannot be imported: {error}{_line(error, path)}. Install what it needs into this environment."
-        ) from error
-    except SyntaxError as error:
-        raise ObjectiveError(f"{name}: cannot be imported: {error.msg} (line {error.lineno}).") from error
-    except (Exception, SystemExit) as error:
-        raise ObjectiveError(f"{name}: cannot be imported: {describe_fault(error, path)}.") from error
-
-
-def _call(name: str, path: Path | None, function_name: str, function: Callable[[], Any]) -> Any:
-    """Call a function of the user's; what it raises says where."""
-    required = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    if required:
-        raise ObjectiveError(
-            f"{name}: {function_name}() must work without arguments, got required {', '.join(required)}. "
-            "Give them defaults."
-        )
-    try:
-        return function()
-    except (Exception, SystemExit) as error:
-        download = _failed_download(error)
-        if download is not None:
-            raise ObjectiveError(f"{name}: {function_name}() {download}") from error
-        raise ObjectiveError(f"{name}: {function_name}() raised {describe_fault(error, path)}.") from error
-
-
-def _failed_download(error: BaseException) -> str | None:
-    """Return what Keras's `get_file` tried and how to do it by hand, when that is what failed."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = frame.f_locals
-        if frame.f_code.co_name != "get_file" or not {"origin", "download_target"} <= found.keys():
-            continue
-        reason = " ".join(str(error).split()).rpartition(" -- ")[2] or type(error).__name__
-        without = ""
-        if str(found["origin"]).endswith((".h5", ".keras")):
-            without = ' To go without trained weights, give weights = "random" where the objective takes it.'
-        return (
-            f"could not download {found['origin']} ({reason[:200]}). On a machine with a network, download this file "
-            f"and place it at {found['download_target']}; or set KERAS_HOME to a folder that has it.{without}"
-        )
-    return None
-
-
-def describe_fault(error: BaseException, path: Path | None) -> str:
-    """Return what an exception in the user's code says, in one line, with the line of their file.
-
-    Args:
-        error: the exception.
-        path: the objective's file, or None.
-    """
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}".rstrip(": .") + _line(error, path)
-
-
-def _line(error: BaseException, path: Path | None) -> str:
-    """Return " (line n)" of the last frame inside the objective's own file."""
-    if path is None:
-        return ""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path]
-    return f" (line {frames[-1].lineno})" if frames else ""
 
 
 def _split_data(
@@ -518,7 +411,7 @@ def _model_digest(model: Any, module: ModuleType) -> str:
     text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(described, sort_keys=True, default=repr))
     # Keras numbers layers as they are made in the process ("dense_3"), and an objective's module is
     # named after the place of its file; neither is a difference.
-    text = re.sub(r'_\d+(?=")', "", re.sub(r"lrtune_objective_\w+", "", text))
+    text = re.sub(r'_\d+(?=")', "", re.sub(rf"{PREFIX}(folder_\w+\.|\w+)", "", text))
     if foreign:
         sources = {module.__name__, *foreign} & sys.modules.keys()
         text += "".join(_code_of(sys.modules[name]) for name in sorted(sources) if name != "builtins")

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 LEVELS = [
     {"pipeline.errors", "pipeline.words", "pipeline.locks", "pipeline"},
     {"pipeline.training", "pipeline.progress", "pipeline.storage", "pipeline.database"},
-    {"pipeline.study_file", "pipeline.objective", "pipeline.study_template"},
+    {"pipeline.study_file", "pipeline.user_code", "pipeline.objective", "pipeline.study_template"},
     {"pipeline.search"},
     {"pipeline.report"},
     {"pipeline.cli", "pipeline.api"},

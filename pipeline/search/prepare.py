@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import KnownError, ObjectiveError, require_package
-from pipeline.objective import Objective, check_sizes, describe_fault, load_objective
+from pipeline.objective import Objective, check_sizes, load_objective
 from pipeline.progress import Reporter
 from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
 from pipeline.search.samplers import check_sampler
@@ -25,6 +25,7 @@ from pipeline.training.engine import Engine
 from pipeline.training.sources import AnySplit
 from pipeline.training.splits import Split, make_splits
 from pipeline.training.stream import Stream, StreamSplit
+from pipeline.user_code import describe_fault
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.database import database_of, patience_of
 from pipeline.errors import NoAnswerError
-from pipeline.objective import describe_fault
 from pipeline.progress import Reporter
 from pipeline.search.checkpoint import Checkpoint, Checkpoints
 from pipeline.search.prepare import Prepared
@@ -30,6 +29,7 @@ from pipeline.search.space import widening_note
 from pipeline.search.stored import SIGNIFICANT_DIGITS, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import is_of_storage
+from pipeline.user_code import describe_fault
 from pipeline.words import duration
 
 REPORT_SECONDS = 1.0

@@ -1,0 +1,144 @@
+"""Programs that were not written for lrtune: what they import from their folder, and files beside them."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline.errors import ObjectiveError
+from pipeline.objective import load_objective
+from tests.test_objective import DATA, MODEL
+
+
+def write(folder, **files):
+    """Write Python files into a folder; two underscores are a slash."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_folder_may_have_names_that_are_taken(tmp_path):
+    """`pipeline`, a module of the standard library, an installed package: the program's own come first, only for it."""
+    write(
+        tmp_path,
+        pipeline__start="",
+        pipeline__deep__half="from ..clean import FACTOR\ndef half(x): return x * FACTOR",
+        pipeline__clean="from constants import FACTOR\nimport pipeline.deep.half as again",
+        constants="FACTOR = 0.5",
+        calendar="MONTHS = 7",
+        sklearn="import pipeline\nNAME = pipeline.__name__",
+        train=MODEL
+        + "import pipeline.deep.half, calendar\nfrom pipeline.deep.half import half\nfrom sklearn import NAME\n"
+        + "def load_data():\n    import pipeline as mine\n    from pipeline import clean\n"
+        + "    from calendar import MONTHS\n"
+        + "    assert mine.deep.half.half is half and clean.again is mine.deep.half and calendar.MONTHS == MONTHS\n"
+        + "    X = np.full((30, 2), 4.0)\n    return half(X), np.arange(30) % 3\n",
+    )
+    for package in ("pipeline", "pipeline/deep"):
+        (tmp_path / package / "__init__.py").write_text("from .clean import FACTOR\n" if package == "pipeline" else "")
+    objective = load_objective("train.py", tmp_path)
+    assert np.unique(objective.train.x).tolist() == [2.0]
+    assert sys.modules["pipeline"] is pipeline
+    assert str(tmp_path) not in sys.path
+    import calendar
+
+    assert calendar.monthrange(2024, 2) == (3, 29)
+
+
+def test_two_programs_may_have_helpers_of_the_same_name(tmp_path):
+    """Each gets its own, also in what is imported only when a function runs."""
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        lazily = (
+            "def load_data():\n    from lrtune_test_helper import N\n    return np.full((30, 2), N), np.arange(30) % 3"
+        )
+        write(folder, lrtune_test_helper=f"N = {number}.0", train=MODEL + lazily)
+    one, two = (load_objective("train.py", tmp_path / number) for number in "12")
+    assert (one.train.x.max(), two.train.x.max()) == (1.0, 2.0)
+
+
+def test_a_missing_module_is_named_as_the_program_names_it(tmp_path):
+    """Not by the name that it has inside lrtune."""
+    write(tmp_path, pipeline="", train=MODEL + "from pipeline.nowhere import x\n" + DATA)
+    with pytest.raises(ObjectiveError, match=r"train.py: cannot be imported: No module named 'pipeline.nowhere'"):
+        load_objective("train.py", tmp_path)
+
+
+@pytest.mark.parametrize("at", ["import", "call", "gfile"])
+def test_files_beside_the_program_are_found_from_anywhere(tmp_path, monkeypatch, at):
+    """By relative paths; the working directory comes first and stays as it was."""
+    (tmp_path / "project" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "data").mkdir(parents=True)
+    np.save(tmp_path / "project" / "data" / "x.npy", np.ones((30, 2)))
+    read = {
+        "import": "X = np.load('data/x.npy')\n",
+        "call": "def read(): return np.load('data/x.npy')\n",
+        "gfile": "import io, tensorflow as tf\n"
+        "def read(): return np.load(io.BytesIO(tf.io.gfile.GFile('data/x.npy', 'rb').read()))\n",
+    }[at]
+    last = f"def load_data(): return {'X' if at == 'import' else 'read()'}, np.arange(30) % 3"
+    write(tmp_path / "project", train=MODEL + read + last)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_objective("train.py", tmp_path / "project").train.x.max() == 1.0
+    assert load_objective("../project/train.py", tmp_path).train.x.max() == 1.0
+    np.save(tmp_path / "elsewhere" / "data" / "x.npy", np.full((30, 2), 2.0))
+    assert load_objective("train.py", tmp_path / "project").train.x.max() == 2.0
+
+
+def test_files_beside_the_study_file_are_found(tmp_path, monkeypatch):
+    """A folder in `objective.kwargs` may start at the study file, as all its paths do."""
+    np.save(tmp_path / "x.npy", np.ones((30, 2)))
+    write(tmp_path / "code", train=MODEL + "def load_data(file=''): return np.load(file), np.arange(30) % 3")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_objective("code/train.py", tmp_path, kwargs={"file": "x.npy"}).train.samples == 24
+
+
+def test_a_mistake_in_a_helper_is_told_with_its_file(tmp_path):
+    """The line alone would be looked for in the wrong file."""
+    write(tmp_path, lrtune_test_broken="x = 1\ny = = 2", train="import lrtune_test_broken\n" + MODEL + DATA)
+    with pytest.raises(ObjectiveError, match=r"invalid syntax \(lrtune_test_broken.py, line 2\)"):
+        load_objective("train.py", tmp_path)
+
+
+def test_a_file_that_is_nowhere_is_told_once(tmp_path):
+    """And what else goes wrong in the folder where the file is, is told as it is."""
+    write(tmp_path, train=MODEL + "def load_data(): return np.load('nowhere.npy'), 1")
+    with pytest.raises(ObjectiveError, match=r"load_data\(\) raised FileNotFoundError.*nowhere.npy' \(line \d+\)\.$"):
+        load_objective("train.py", tmp_path)
+    (tmp_path / "there.npy").write_bytes(b"no array")
+    write(tmp_path, train=MODEL + "def load_data(): return np.load('there.npy'), 1")
+    with pytest.raises(ObjectiveError, match=r"load_data.. raised (ValueError|UnpicklingError|EOFError)"):
+        load_objective("train.py", tmp_path)
+
+
+def test_datasets_that_will_not_find_their_files_are_refused(tmp_path):
+    """They open them while they train; others of a folder found this way are taken."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.csv").write_text("1,2,0\n" * 8)
+    begin = MODEL + "import os, tensorflow as tf\ndef load_data():\n    assert os.listdir('data')\n"
+    parse = ".map(lambda line: (tf.strings.to_number(tf.strings.split(line, ',')[:2]), 0)).batch(4)"
+    write(tmp_path, train=begin + f"    d = tf.data.TextLineDataset('data/x.csv'){parse}\n    return d, d")
+    with pytest.raises(
+        ObjectiveError, match=r"its datasets read files by paths relative to .*Run lrtune in that folder"
+    ):
+        load_objective("train.py", tmp_path)
+    write(tmp_path, train=begin + "    d = tf.data.Dataset.from_tensor_slices((np.ones((8, 2)), [0] * 8)).batch(4)\n"
+          "    return d, d")  # fmt: skip
+    assert load_objective("train.py", tmp_path).train.first is not None
+
+
+def test_a_program_named_as_lrtune_is_tuned_by_workers(tmp_path, lrtune):
+    """Its own processes still find themselves."""
+    write(
+        tmp_path, pipeline="import pipeline_data\n" + MODEL + "load_data = pipeline_data.load_data", pipeline_data=DATA
+    )
+    assert lrtune("init", str(tmp_path / "pipeline.py")).returncode == 0
+    quick = ("--trials", "3", "--epochs", "2", "--confirm.finalists", "0", "--workers.count", "2")
+    ended = lrtune("tune", str(tmp_path / "pipeline.toml"), "--validation.folds", "2", "--batch_size", "5", *quick)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "pipeline" / "best.json").exists()
