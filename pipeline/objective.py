@@ -45,6 +45,7 @@ class Objective:
         groups: group index per training sample, where the study splits by groups, else None.
         given: training samples before the user's own validation samples, which come last; None without such.
         model_digest: short hash of the model's architecture, loss and metrics.
+        only_loss: name of the loss, in lower case without underscores, where nothing is added to it or weighs it.
     """
 
     where: str
@@ -56,6 +57,7 @@ class Objective:
     groups: NDArray[np.int64] | None
     given: int | None
     model_digest: str
+    only_loss: str | None
 
 
 def load_objective(
@@ -153,7 +155,16 @@ def _load(
         _check_targets(name, model, known)
     labels = class_labels(train.y) if isinstance(train, Data) and _classifies(model) else None
     return Objective(
-        name, code.path, build_model, train, test, labels, groups, given, _model_digest(model, code.module)
+        name,
+        code.path,
+        build_model,
+        train,
+        test,
+        labels,
+        groups,
+        given,
+        _model_digest(model, code.module),
+        _only_loss(model, train),
     )
 
 
@@ -356,6 +367,17 @@ def _losses(model: Any) -> list[str]:
 
 def _classifies(model: Any) -> bool:
     return any("crossentropy" in loss or "hinge" in loss or "focal" in loss for loss in _losses(model))
+
+
+def _only_loss(model: Any, train: Data | Stream) -> str | None:
+    """Return the name of the only loss, where samples have no weights and layers add no penalties."""
+    losses = _losses(model)
+    try:
+        added = bool(model.losses)
+    except Exception:  # whatever a property of the user's own class raises
+        return None
+    weighted = isinstance(train, Data) and train.sample_weight is not None
+    return None if added or weighted or len(losses) != 1 else losses[0]
 
 
 def _check_targets(name: str, model: Any, data: Data) -> None:

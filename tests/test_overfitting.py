@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -192,3 +194,14 @@ def test_a_sweep_says_why_the_smallest_gap_is_not_the_best_rate():
     assert f"The best rate is {sweep.best.learning_rate:g}" in sweep.finding()
     assert "is that of 1e-05" in sweep.finding()
     assert sweeps_of(made_study()) == []
+
+
+def test_a_sweep_whose_rates_tie_names_no_best_one():
+    """As where every run answers the commonest class; the loss may still tell them apart."""
+    record = made_study("val_accuracy", values=(0.1, 0.003, 1e-5))
+    tied = replace(record, trials=tuple(replace(trial, value=0.25) for trial in record.trials))
+    (sweep,) = sweeps_of(tied)
+    said = sweep.finding()
+    assert said.startswith("1e-05, 0.003 and 0.1 have the same val_accuracy, 0.25, which does not tell them apart; ")
+    lowest = min(sweep.rows, key=lambda row: row.validation["loss"])
+    assert said.endswith(f"is that of {lowest.learning_rate:g}.")

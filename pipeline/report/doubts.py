@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.report.records import Recommendation, StudyRecord
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.report.records import Recommendation, StudyRecord, TrialRecord
 from pipeline.search.space import widening_note
+
+NOTHING = 0.02
+"""A loss within this share of the best constant answer's shows that nothing was learned."""
 
 FEW_SAMPLES = 50
 """Fewer validation samples than this in a fold make its value coarse: one of them is 2% of an accuracy."""
@@ -24,6 +31,9 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
     unfinished = record.count("waiting") + record.count("running")
     if unfinished:
         found.append(f"{unfinished} trials have not run yet; run 'lrtune tune' again to finish the study.")
+    nothing = _nothing_learned(record, complete)
+    if nothing is not None:
+        found.append(nothing)
     held = min(sizes[1] for sizes in record.about["fold_sizes"])
     if held < FEW_SAMPLES:
         found.append(
@@ -65,6 +75,30 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
     if failed:
         found.append(f"{failed} trials failed; the table says why.")
     return found
+
+
+def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> str | None:
+    """Say that no trial is better than a model that ignores its inputs, where it is so."""
+    name = record.monitor.name.removeprefix("val_")
+    bar = dict(record.about.get("no_skill") or {}).get(name)
+    values = [trial.value for trial in complete if trial.value is not None]
+    if bar is None or not values:
+        return None
+    if name == "accuracy":
+        best = max(values)
+        held = sum(sizes[1] for sizes in record.about["fold_sizes"])
+        learned = best > bar + np.sqrt(bar * (1 - bar) / held)
+        answer = f"always answering the commonest class gives {bar:.4g}"
+    else:
+        best = min(values)
+        learned = best < bar * (1 - NOTHING)
+        answer = f"one constant answer gives {bar:.4g}"
+    if learned:
+        return None
+    return (
+        f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}. No learning "
+        "rate is to blame; look at the scale of the inputs, the labels, the loss and the model, or raise epochs."
+    )
 
 
 def _candidates(record: StudyRecord) -> list[int]:

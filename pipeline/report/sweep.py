@@ -60,6 +60,9 @@ class Sweep:
         best, closest = self.best, self.closest
         if best is None or closest is None:
             return "No rate of the sweep ran through."
+        same = [row for row in self.rows if row.trial.value == best.trial.value]
+        if len(same) > 1:
+            return self._tie(same)
         name = self.metrics[0]
         value = f"{self.monitor.name} {best.trial.value:.4g}"
         said = f"The best rate is {best.learning_rate:g} ({value}, gap {best.gap[name]:.3g} in the {name})."
@@ -73,6 +76,19 @@ class Sweep:
             f"{self.monitor.name} is {closest.trial.value:.4g}: less learned, less of a gap. Choose by the "
             "validation value; a gap that grows says from where a run only memorizes."
         )
+
+    def _tie(self, same: Sequence[SweepRow]) -> str:
+        """Say that several rates have the best value, and what else tells them apart."""
+        rates = [f"{row.learning_rate:g}" for row in same]
+        said = (
+            f"{', '.join(rates[:-1])} and {rates[-1]} have the same {self.monitor.name}, "
+            f"{same[0].trial.value:.4g}, which does not tell them apart"
+        )
+        losses = {row.learning_rate: row.validation["loss"] for row in same if "loss" in row.validation}
+        if self.monitor.name == "val_loss" or len(set(losses.values())) < 2:
+            return f"{said}."
+        lowest = min(losses, key=losses.__getitem__)
+        return f"{said}; the lowest validation loss, {losses[lowest]:.4g}, is that of {lowest:g}."
 
 
 def sweeps_of(record: StudyRecord) -> list[Sweep]:

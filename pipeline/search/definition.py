@@ -16,6 +16,9 @@ from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared
 from pipeline.storage import check_layout, open_storage, storage_errors, without_password
 from pipeline.study_file import Study, study_of
+from pipeline.training.data import Data
+from pipeline.training.no_skill import no_skill
+from pipeline.training.splits import Split
 
 
 def definition_of(prepared: Prepared) -> dict[str, Any]:
@@ -57,9 +60,6 @@ def stored_study(name: str, overrides: Mapping[str, Any]) -> Study:
 
 def about(prepared: Prepared) -> dict[str, Any]:
     """Return what the report says of how it was done."""
-    import keras
-    import tensorflow
-
     config = prepared.study.config
     return {
         "lrtune": __version__,
@@ -76,14 +76,31 @@ def about(prepared: Prepared) -> dict[str, Any]:
         "pruner": config.pruning.pruner,
         "sampler": config.sampler.name,
         "parameters": prepared.engine.parameters,
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tensorflow.__version__,
-            "keras": keras.__version__,
-            "optuna": optuna.__version__,
-            "numpy": np.__version__,
-        },
+        "no_skill": _no_skill(prepared),
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    import keras
+    import tensorflow
+
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tensorflow.__version__,
+        "keras": keras.__version__,
+        "optuna": optuna.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _no_skill(prepared: Prepared) -> dict[str, float]:
+    """Return the mean over folds of what the best constant answer reaches on the validation samples, by metric."""
+    train, loss = prepared.objective.train, prepared.objective.only_loss
+    if not isinstance(train, Data) or not isinstance(train.y, np.ndarray) or loss is None:
+        return {}
+    folds = [no_skill(train.y[split.validation], loss) for split in prepared.splits if isinstance(split, Split)]
+    return {name: float(np.mean([fold[name] for fold in folds])) for name in (folds[0] if folds else ())}
 
 
 def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> None:
@@ -108,7 +125,7 @@ def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> N
             "or throw the old trials away with --fresh."
         )
     versions = study.user_attrs["about"]["versions"]
-    other = {k: v for k, v in about(prepared)["versions"].items() if versions.get(k) != v}
+    other = {k: v for k, v in _versions().items() if versions.get(k) != v}
     if other:
         listed = ", ".join(f"{name} {versions.get(name)} -> {version}" for name, version in other.items())
         reporter.stage("versions", f"changed since the study began ({listed}); values may differ slightly")
