@@ -38,6 +38,7 @@ DESCRIPTIONS = {
     "range_test.low": "First learning rate of the ramp.",
     "range_test.high": "Last learning rate of the ramp.",
     "range_test.steps": "Mini-batches of the ramp, in steps.",
+    "range_test.epochs": "The ramp's length in epochs of the first fold, instead of `steps`.",
     "range_test.window": "Steps of the moving average; without it a tenth of the ramp.",
     "search": "What is sampled.",
     "search.optimizers": "Optimizers to choose from.",

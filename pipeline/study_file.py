@@ -196,13 +196,22 @@ class RangeTestSection(Section):
     low: Rate = 1e-6
     high: Rate = 10.0
     steps: Annotated[int, Field(ge=10, le=100_000)] = 60
+    epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
     window: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> RangeTestSection:
         if self.low >= self.high:
             raise ValueError(f"low must be below high, got low={self.low:g}, high={self.high:g}. Swap them?")
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError(
+                f"steps and epochs both say how long the ramp is, got {self.steps} and {self.epochs:g}. Remove one."
+            )
         return self
+
+    def length(self, steps_per_epoch: int) -> int:
+        """Return the length of the ramp in steps."""
+        return self.steps if self.epochs is None else max(10, round(self.epochs * steps_per_epoch))
 
 
 class SearchSection(Section):
@@ -489,7 +498,7 @@ class Study:
         for table, names in (
             (config, ("steps_per_epoch", "limit", "fraction")),
             (config["search"], (*SETTINGS, "batch_size")),
-            (config["range_test"], ("window",)),
+            (config["range_test"], ("window", "epochs")),
         ):
             for name in names:
                 if table[name] is None:

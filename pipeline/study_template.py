@@ -24,6 +24,8 @@ objective = "{objective}"
 # seed        = 0
 # test_fraction = 0.2           # held out when load_data returns only (x, y)
 # fraction    = 0.1             # a quick run on this share of the training samples; or limit = 5000
+# Where build_model or load_data take parameters, instead of the line above:
+# objective   = {{ path = "{objective}", kwargs = {{ units = 64 }} }}
 
 [search]
 # optimizers     = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"]
@@ -31,14 +33,15 @@ objective = "{objective}"
 # final_fraction = {{ low = 0.001, high = 1.0 }}       # last rate over first rate
 # learning_rate  = {{ low = 1e-4, high = 1e-1 }}       # given: no range test
 # learning_rate  = {{ values = [0.1, 0.01, 0.001] }}   # a sweep: exactly these
+# batch_size     = {{ values = [32, 64, 128] }}        # and momentum, weight_decay, warmup_fraction, clipnorm
 
 [range_test]
 # low   = 1e-6
 # high  = 10.0
-# steps = 60
+# steps = 60                    # or epochs = 1
 
 [validation]
-# scheme = "k-fold"             # or "repeated-k-fold", "group-k-fold", "time-series", "hold-out", "given"
+{scheme}
 # folds  = 5
 
 [pruning]
@@ -53,7 +56,16 @@ objective = "{objective}"
 [confirm]
 # finalists = 3                 # 0: no confirmation
 # repeats   = 5
+
+[tensorboard]
+# logs = false                  # the learning curves for TensorBoard too
+
+[storage]
+# url = "sqlite:///studies.db"  # or postgresql+psycopg://user@host/database, for many machines
 """
+
+SCHEME = '# scheme = "k-fold"             # or "repeated-k-fold", "group-k-fold", "time-series", "hold-out", "given"'
+BY_GROUPS = 'scheme = "group-k-fold"         # by groups(), which the objective has; or one of the others'
 
 
 def new_study(objective: Path) -> Path:
@@ -85,7 +97,11 @@ def new_study(objective: Path) -> Path:
         if wanted not in names and "*" not in names:
             raise ObjectiveError(f"{objective}: must define {wanted}(){did_you_mean(wanted, names) if names else ''}")
     study = objective.with_suffix(".toml")
-    text = TEMPLATE.format(name=study.name, objective=objective.name.replace("\\", "\\\\").replace('"', '\\"'))
+    text = TEMPLATE.format(
+        name=study.name,
+        objective=objective.name.replace("\\", "\\\\").replace('"', '\\"'),
+        scheme=BY_GROUPS if "groups" in names else SCHEME,
+    )
     try:
         with study.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -45,7 +45,7 @@ def test_the_mnist_range_test_and_study(example, lrtune_here, tmp_path, monkeypa
 
     monkeypatch.setattr(loader, "get_file", lambda *_, **__: str(tmp_path / "mnist.npz"))
     study = example("mnist_convnet", "mnist_convnet")
-    small = ("--batch_size", "50", "--range_test.steps", "40", "--range_test.window", "5")
+    small = ("--batch_size", "50", "--range_test.epochs", "4", "--range_test.window", "5")
     ended = lrtune_here("range-test", study, *small)
     assert ended.returncode == 0, ended.stderr
     assert "Lowest smoothed loss of the ramps: " in ended.stderr

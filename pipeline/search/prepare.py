@@ -240,7 +240,7 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
     """
     settings = prepared.study.config.range_test
     found: dict[str, RangeTest] = {}
-    total_steps = prepared.study.config.epochs * prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)
+    steps_per_epoch = prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)
     with reporter.bar("range test", len(prepared.study.config.search.optimizers)) as bar:
         for optimizer in prepared.study.config.search.optimizers:
             try:
@@ -250,8 +250,8 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
                     prepared.splits[0],
                     low=settings.low,
                     high=settings.high,
-                    steps=settings.steps,
-                    total_steps=total_steps,
+                    steps=settings.length(steps_per_epoch),
+                    total_steps=prepared.study.config.epochs * steps_per_epoch,
                     window=settings.window,
                 )
             except KnownError:
