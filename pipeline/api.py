@@ -12,7 +12,8 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from pipeline.report.range_page import range_test_info_of
 from pipeline.report.records import Recommendation, StudyRecord, curves_frame, load_record, recommend, trials_frame
 from pipeline.report.summary import summary
 from pipeline.search.range_test import RangeTest, analyse_ramp, ramp, run_range_test
-from pipeline.study_file import Study, read_study
+from pipeline.study_file import Study, read_study, study_of
 from pipeline.study_template import as_toml
 from pipeline.training.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS, find_optimizer
 from pipeline.training.splits import Split
@@ -280,22 +281,33 @@ def fit_answer(
     answer: Recommendation,
     folder: Path,
     *,
+    overrides: Mapping[str, Any] | None = None,
     module: ModuleType | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
     """Train a study's recommendation on all training data, however few of them the study looked at.
+
+    Its keys are those that the study ran with, options of `lrtune tune` included: a decay is laid out
+    over the study's epochs, and the model gets the study's parameters.
 
     Args:
         study: the study.
         record: what it stored.
         answer: its recommendation.
         folder: where the model is saved.
+        overrides: values by dotted key that replace the study's.
         module: the objective itself, where the study file names none.
         on_epoch: called with (epochs done, training loss).
     """
     from pipeline.search.fit import fit_recommended
     from pipeline.search.prepare import objective_of
 
+    if record.study_file is not None:
+        keys = deepcopy(dict(record.study_file))
+        kept = keys.get("objective")
+        kwargs = kept.get("kwargs", {}) if isinstance(kept, Mapping) else {}
+        keys["objective"] = {"path": study.config.objective.path, "kwargs": kwargs}  # the file may have moved
+        study = replace(study, config=study_of(study.path, keys, overrides).config)
     return fit_recommended(
         objective_of(study, limit=None, module=module),
         answer.configuration,

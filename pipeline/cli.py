@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -93,7 +94,9 @@ def tune(
     check_writable(settings.output)
     _end_gracefully()
     _say_resume(shlex.join(["lrtune", *(word for word in sys.argv[1:] if word != "--fresh")]))
-    reporter.stage("study", f"{settings.name}: {settings.config.objective.path}, {settings.config.trials} trials")
+    rates = settings.config.search.learning_rate
+    kind = f"a sweep of {len(rates.values)} rates" if rates and rates.values else f"{settings.config.trials} trials"
+    reporter.stage("study", f"{settings.name}: {settings.config.objective.path}, {kind}")
     from pipeline.report.dashboard import published
     from pipeline.search.prepare import prepare
     from pipeline.search.study import StudyRunner
@@ -239,15 +242,16 @@ def check(
     prepared = prepare(settings, Reporter(quiet, as_json))
     loss = check_one_batch(prepared)
     folds = len(prepared.splits)
+    lengths = [split.steps_per_epoch(prepared.engine.batch_size) for split in prepared.splits]
+    steps, most = min(lengths), max(lengths)
     if as_json:
-        steps = prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)
         facts = {"study": settings.name, "samples": prepared.objective.train.samples, "folds": folds}
         monitored = {"monitor": prepared.monitor.name, "mode": prepared.monitor.mode}
         _print_json({**facts, "steps_per_epoch": steps, **monitored, "first_loss": loss})
         return
     print(
         f"{study}: sound. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
-        f"{prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)} steps per epoch, optimizing "
+        f"{steps if steps == most else f'{steps} to {most}'} steps per epoch, optimizing "
         f"{prepared.monitor.name} ({prepared.monitor.mode}); loss of the first batch {loss:.4g}."
     )
 
@@ -336,14 +340,27 @@ def fit(
             record,
             answer,
             settings.output,
+            overrides=parse_overrides(context.args),
             on_epoch=lambda done, loss: bar.update(done, f"loss {loss:.4g}"),
         )
     if as_json:
-        _print_json({"model": str(fitted.path), "epochs": answer.epochs, "test": fitted.test, "train": fitted.train})
+        _print_json(
+            {
+                "model": str(fitted.path) if fitted.path else None,
+                "saved": fitted.saved,
+                "epochs": answer.epochs,
+                "test": fitted.test,
+                "train": fitted.train,
+            }
+        )
         return
     for name, value in fitted.test.items():
         print(f"test {name} {value:.4g}")
-    print(f'Saved {fitted.path}; load it with keras.models.load_model("{fitted.path}")')
+    if not fitted.test:
+        print("No test samples: load_data() returns none, so nothing was evaluated.")
+    if fitted.path is None:
+        raise KnownError(f"{study}: {fitted.saved}")
+    print(fitted.saved)
 
 
 @app.command(
@@ -354,11 +371,15 @@ def init(
     objective: Annotated[
         Path, typer.Argument(metavar="FILE.py", help="Your Python file with build_model and load_data.")
     ],
+    quiet: QuietOption = False,
 ) -> None:
     from pipeline.study_template import new_study
 
-    path = new_study(objective)
-    print(f"Wrote {path}. Next: lrtune check {path}, then lrtune tune {path}")
+    path, notes = new_study(objective)
+    said = shlex.quote(str(path))
+    for note in () if quiet else notes:
+        print(f"Note: {note}", file=sys.stderr)
+    print(f"Wrote {path}. Next: lrtune check {said}, then lrtune tune {said}")
 
 
 def _print_json(value: Any) -> None:
@@ -405,8 +426,14 @@ def _write_report(settings: Any, reporter: Any = None, answer: str = "none") -> 
 def _read(context: typer.Context, path: Path, output: Path | None) -> Any:
     """Read the study file with the options that override its keys."""
     from pipeline.study_file import read_study
+    from pipeline.study_template import toml_value
 
-    return read_study(path, parse_overrides(context.args), output)
+    overrides = parse_overrides(context.args)
+    options: list[str] = []
+    for key, value in overrides.items():
+        if not key.startswith(("storage", "mlflow")):  # where it is kept may hold a password, and is no one else's
+            options += [f"--{key}", value if isinstance(value, str) else toml_value(value)]
+    return replace(read_study(path, overrides, output), options=tuple(options))
 
 
 def parse_overrides(arguments: list[str]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ObjectiveError, did_you_mean
 from pipeline.training.data import Data, joined, leaves, make_data
+from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.training.splits import class_labels
 from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -46,6 +48,9 @@ class Objective:
         given: training samples before the user's own validation samples, which come last; None without such.
         model_digest: short hash of the model's architecture, loss and metrics.
         only_loss: name of the loss, in lower case without underscores, where nothing is added to it or weighs it.
+        own_optimizer: the optimizer that the model was compiled with, in words; None for Keras's default.
+        own: the same as a name in `OPTIMIZERS` and a rate, where it is one of them with their settings.
+        notes: what its author should know, a line each.
     """
 
     where: str
@@ -58,6 +63,9 @@ class Objective:
     given: int | None
     model_digest: str
     only_loss: str | None
+    own_optimizer: str | None
+    own: tuple[str, float] | None
+    notes: tuple[str, ...]
 
 
 def load_objective(
@@ -67,7 +75,7 @@ def load_objective(
     kwargs: Mapping[str, Any] | None = None,
     test_fraction: float = 0.2,
     ordered: bool = False,
-    grouped: bool = False,
+    grouped: bool | None = False,
     seed: int = 0,
     steps_per_epoch: int | None = None,
     limit: int | float | None = None,
@@ -81,7 +89,7 @@ def load_objective(
         kwargs: values for parameters of its functions; each function gets those that it names.
         test_fraction: share held out as the test set when `load_data` returns only (x, y).
         ordered: samples are in the order of time, so that the last of them are held out.
-        grouped: call `groups()`; a function of that name means something else in other studies.
+        grouped: call `groups()`; None does so where it takes no arguments and returns a group per sample.
         seed: seed of that hold-out, and of the choice of fewer samples.
         steps_per_epoch: steps of an epoch, for datasets only.
         limit: training samples to use, as a number, or below 1 as a share of them; None uses all.
@@ -114,7 +122,7 @@ def _load(
     kwargs: dict[str, Any],
     test_fraction: float,
     ordered: bool,
-    grouped: bool,
+    grouped: bool | None,
     seed: int,
     steps_per_epoch: int | None,
     limit: int | float | None,
@@ -123,9 +131,14 @@ def _load(
     name, functions = code.name, _functions(code.name, code.module, kwargs, grouped)
     keras.utils.set_random_seed(seed)
     raw = code.call("load_data", functions["load_data"])
+    if any(isinstance(part, keras.utils.PyDataset) for part in (raw if isinstance(raw, tuple | list) else (raw,))):
+        raise ObjectiveError(
+            f"{name}: load_data() returned a keras.utils.PyDataset, whose batches are made by code that keeps its own "
+            "order. Return arrays, or tf.data datasets, so that every trial can see the same batches."
+        )
     train: Data | Stream
     test: Data | None = None
-    groups, given = _groups(code, functions.get("groups")), None
+    groups, given = _groups(code, functions.get("groups")) if grouped else None, None
     if is_dataset(raw) or (isinstance(raw, tuple | list) and any(is_dataset(part) for part in raw)):
         _check_opens(code, raw)
         train = make_stream(f"{name}: load_data()", raw, shuffles, steps_per_epoch=steps_per_epoch)
@@ -140,11 +153,16 @@ def _load(
             "Remove the key."
         )
     else:
+        if grouped is None and "groups" in functions:
+            groups = _groups_if_fit(code, functions["groups"], raw)
         train, test, groups, given = _split_data(name, raw, keras, test_fraction, seed, ordered, groups)
         if limit is not None:
             train, groups, given = _limited(name, train, groups, given, limit, seed, ordered)
 
+    names = _layer_names()
+
     def build_model() -> Any:
+        _layer_names(names)
         model = code.call("build_model", functions["build_model"])
         _check_model(name, model, keras)
         return model
@@ -165,10 +183,15 @@ def _load(
         given,
         _model_digest(model, code.module),
         _only_loss(model, train),
+        _own_optimizer(keras, model),
+        _own_configuration(keras, model),
+        tuple(code.notes),
     )
 
 
-def _functions(name: str, module: ModuleType, kwargs: dict[str, Any], grouped: bool) -> dict[str, Callable[[], Any]]:
+def _functions(
+    name: str, module: ModuleType, kwargs: dict[str, Any], grouped: bool | None
+) -> dict[str, Callable[[], Any]]:
     """Return an objective's functions with the arguments filled in that a study file gives."""
     functions: dict[str, Callable[[], Any]] = {}
     for wanted, returns in (
@@ -181,7 +204,7 @@ def _functions(name: str, module: ModuleType, kwargs: dict[str, Any], grouped: b
             near = did_you_mean(wanted, defined) if defined else ""
             raise ObjectiveError(f"{name}: must define {wanted}() that returns {returns}{near or '.'}")
         functions[wanted] = function
-    if grouped and callable(getattr(module, "groups", None)):
+    if grouped is not False and callable(getattr(module, "groups", None)):
         functions["groups"] = module.groups
     unknown = set(kwargs)
     known: set[str] = set()
@@ -199,6 +222,61 @@ def _functions(name: str, module: ModuleType, kwargs: dict[str, Any], grouped: b
             f"{name}: objective.kwargs.{first}: no function of the objective has a parameter of that name{hint}"
         )
     return functions
+
+
+def _layer_names(given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return how many layers and metrics of each kind Keras has named so far; or go back to that.
+
+    Keras numbers what has no name of its own as it is made; without going back, the second model's
+    `Precision()` would be called `precision_1`.
+    """
+    from keras.src.backend.common import global_state
+
+    if given is not None:
+        global_state.set_global_attribute("object_name_uids", defaultdict(int, given))
+    return dict(global_state.get_global_attribute("object_name_uids", {}))
+
+
+def _own_optimizer(keras: Any, model: Any) -> str | None:
+    """Return the optimizer that a model was compiled with, in words; None for defaults that need no words."""
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        return None
+    try:
+        config, usual = optimizer.get_config(), type(optimizer)().get_config()
+        rate = config.pop("learning_rate", None)
+        same = rate == usual["learning_rate"] and all(config[key] == usual[key] for key in config if key != "name")
+        if same and type(optimizer) in (keras.optimizers.RMSprop, keras.optimizers.Adam):
+            return None  # what compile() takes by itself, and the study's own baseline
+        said = f"at {rate:g}" if isinstance(rate, int | float) else f"with {rate['class_name']}" if rate else ""
+        changed = [
+            f"{key} {value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else key
+            for key, value in config.items()
+            if key not in ("name", "loss_scale_factor") and value != usual.get(key) and value is not None
+        ]
+    except Exception:  # an optimizer of the user's own class need not say what it is
+        return type(optimizer).__name__
+    listed = f", {', '.join(changed)}" if changed else ""
+    return f"{type(optimizer).__name__} {said}{listed}".replace("  ", " ").strip()
+
+
+def _own_configuration(keras: Any, model: Any) -> tuple[str, float] | None:
+    """Return the name and rate of the optimizer that a model was compiled with, where a search has the same one."""
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        return None
+    try:
+        config = optimizer.get_config()
+        rate = config["learning_rate"]
+        if not isinstance(rate, int | float) or _own_optimizer(keras, model) is None:
+            return None
+        for name, spec in OPTIMIZERS.items():
+            other = build_optimizer(spec, rate)
+            if type(other) is type(optimizer) and {**other.get_config(), "name": config["name"]} == config:
+                return name, float(f"{rate:.6g}")
+    except Exception:  # an optimizer of the user's own class need not say what it is
+        return None
+    return None
 
 
 def _check_opens(code: UserCode, raw: Any) -> None:
@@ -225,6 +303,20 @@ def _groups(code: UserCode, function: Callable[[], Any] | None) -> NDArray[np.in
     if values.ndim != 1:
         raise ObjectiveError(f"{code.name}: groups() must return one group per sample, got shape {values.shape}.")
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+def _groups_if_fit(code: UserCode, function: Callable[[], Any], raw: Any) -> NDArray[np.int64] | None:
+    """Return the groups where `groups()` is what it is here, and not another function of a program's own."""
+    parts = raw if isinstance(raw, tuple | list) else ()
+    if len(parts) not in (2, 3) or (len(parts) == 3 and all(_is_part(part) for part in parts)):
+        return None  # no data, or with a validation set of its own
+    try:
+        found = _groups(code, function)
+        training = parts[0] if all(_is_part(part) for part in parts) and not _is_inputs_and_targets(raw) else parts
+        samples = make_data("groups()", training[0]).samples
+    except ObjectiveError:
+        return None
+    return found if found is not None and len(found) == samples else None
 
 
 def _limited(
@@ -267,7 +359,8 @@ def _split_data(
     )
     if not isinstance(raw, tuple | list) or not 2 <= len(raw) <= 3:
         got = f"{len(raw)} values" if isinstance(raw, tuple | list) else type(raw).__name__
-        raise ObjectiveError(f"{where} must return {forms}, got {got}.")
+        alone = " An autoencoder's target is its input: return (x, x)." if hasattr(raw, "__array__") else ""
+        raise ObjectiveError(f"{where} must return {forms}, got {got}.{alone}")
     if all(_is_part(part) for part in raw) and not _is_inputs_and_targets(raw):
         names = ("train", "test") if len(raw) == 2 else ("train", "validation", "test")
         first, *held, last = (
@@ -311,7 +404,7 @@ def _check_groups(name: str, groups: NDArray[np.int64] | None, samples: int) -> 
 
 def _check_same_form(where: str, train: Data, validation: Data) -> None:
     """Refuse validation samples of another form than the training samples."""
-    one, other = ([(path, a.shape[1:]) for path, a in leaves(part.parts())] for part in (train, validation))
+    one, other = ([(path, a.shape[1:]) for path, a in leaves(part.parts()[:2])] for part in (train, validation))
     if one != other:
         raise ObjectiveError(
             f"{where}: validation samples must have the form of the training samples, got {validation.describe()} "
@@ -390,6 +483,12 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
     except (AttributeError, ValueError):
         return
     width = outputs[-1] if isinstance(outputs, tuple) and outputs and isinstance(outputs[-1], int) else None
+    if data.y.dtype.kind in "US" and losses[0]:
+        seen = ", ".join(repr(str(value)) for value in np.unique(data.y)[:3])
+        raise ObjectiveError(
+            f"{where} must hold numbers for the loss '{losses[0]}', got text such as {seen}. Encode the labels: "
+            "classes, y = numpy.unique(y, return_inverse=True)."
+        )
     if losses[0] == "sparsecategoricalcrossentropy":
         if data.y.dtype.kind not in "iubf":
             raise ObjectiveError(

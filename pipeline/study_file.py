@@ -471,11 +471,13 @@ class Study:
         path: the study file.
         config: its keys, with defaults filled in.
         output: folder of the results.
+        options: the command line's words that replaced keys of the file, for a command that says the same again.
     """
 
     path: Path
     config: StudyConfig
     output: Path
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

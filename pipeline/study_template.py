@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KnownError, ObjectiveError, did_you_mean
+from pipeline.user_code import training_line
 
 TEMPLATE = """\
 # {name}: which learning rate, decay scheme and optimizer suit {objective}?
@@ -16,8 +17,8 @@ TEMPLATE = """\
 
 objective = "{objective}"
 # monitor     = "val_loss"      # any compiled metric with "val_" before it
-# epochs      = 30              # length of a run; decays end with it
-# batch_size  = 32              # tf.data datasets bring their own
+{epochs}
+{batch_size}
 # steps_per_epoch = 500         # for tf.data datasets without an end
 # trials      = 60              # in all, over every restart
 # timeout     = "2h"            # in all; without it there is no limit
@@ -68,19 +69,21 @@ SCHEME = '# scheme = "k-fold"             # or "repeated-k-fold", "group-k-fold"
 BY_GROUPS = 'scheme = "group-k-fold"         # by groups(), which the objective has; or one of the others'
 
 
-def new_study(objective: Path) -> Path:
+def new_study(objective: Path) -> tuple[Path, list[str]]:
     """Write a study file beside an objective, under its name.
 
     Args:
         objective: the Python file with `build_model` and `load_data`; it is read, not run.
 
     Returns:
-        The study file.
+        The study file, and what was seen in the objective, a line each.
 
     Raises:
         ObjectiveError: when the objective is missing, is no Python, or lacks a function.
         KnownError: when the study file exists or cannot be written.
     """
+    if objective.suffix != ".py":
+        raise ObjectiveError(f"{objective}: must be a Python file (.py) with build_model and load_data.")
     try:
         tree = ast.parse(objective.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -97,10 +100,18 @@ def new_study(objective: Path) -> Path:
         if wanted not in names and "*" not in names:
             raise ObjectiveError(f"{objective}: must define {wanted}(){did_you_mean(wanted, names) if names else ''}")
     study = objective.with_suffix(".toml")
+    notes, line = [], training_line(objective)
+    if line is not None:
+        notes.append(
+            f"{objective} trains whenever it is imported (line {line}); put that under 'if __name__ == \"__main__\":'"
+        )
+    constants = _constants(tree)
     text = TEMPLATE.format(
         name=study.name,
         objective=objective.name.replace("\\", "\\\\").replace('"', '\\"'),
         scheme=BY_GROUPS if "groups" in names else SCHEME,
+        epochs=_key_line("epochs", 30, "length of a run; decays end with it", constants),
+        batch_size=_key_line("batch_size", 32, "tf.data datasets bring their own", constants),
     )
     try:
         with study.open("x", encoding="utf-8") as file:
@@ -109,7 +120,30 @@ def new_study(objective: Path) -> Path:
         raise KnownError(f"{study}: exists already. Edit it, or move it away first.") from None
     except OSError as error:
         raise KnownError(f"{study}: cannot be written: {error.strerror}.") from None
-    return study
+    return study, notes
+
+
+def _constants(tree: ast.Module) -> dict[str, int]:
+    """Return whole numbers above 0 that a program names in capitals."""
+    found = {}
+    for node in tree.body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        value = getattr(node, "value", None)
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id.isupper() and isinstance(value, ast.Constant):
+                found[target.id] = value.value
+    return {name: value for name, value in found.items() if type(value) is int and value > 0}
+
+
+def _key_line(key: str, default: int, says: str, constants: Mapping[str, int]) -> str:
+    """Return a key's line: the program's own value where it names one, else the default, commented out."""
+    names = (key.upper(), f"N_{key.upper()}", f"NUM_{key.upper()}", *(("BATCH",) if key == "batch_size" else ()))
+    name = next((name for name in names if name in constants), None)
+    if name is None:
+        return f"# {key:<11} = {default:<15} # {says}"
+    return f"{key:<11} = {constants[name]:<17} # {name} of the objective; {says}"
 
 
 def as_toml(keys: Mapping[str, Any]) -> str:
@@ -128,10 +162,14 @@ def as_toml(keys: Mapping[str, Any]) -> str:
     if isinstance(objective, Mapping) and not objective.get("kwargs"):
         keys = {**keys, "objective": objective["path"]}
     inline = ("objective",)
-    lines = [f"{_key(k)} = {_value(v)}" for k, v in keys.items() if v is not None and not _is_table(k, v, inline)]
+    lines = [f"{_key(k)} = {toml_value(v)}" for k, v in keys.items() if v is not None and not _is_table(k, v, inline)]
     for name, table in keys.items():
         if _is_table(name, table, inline):
-            lines += ["", f"[{_key(name)}]", *(f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None)]
+            lines += [
+                "",
+                f"[{_key(name)}]",
+                *(f"{_key(k)} = {toml_value(v)}" for k, v in table.items() if v is not None),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -143,10 +181,11 @@ def _key(name: str) -> str:
     return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else json.dumps(name)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a value as it stands in a study file."""
     if isinstance(value, Mapping):
-        inside = ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        inside = ", ".join(f"{_key(k)} = {toml_value(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(item) for item in value)}]"
+        return f"[{', '.join(toml_value(item) for item in value)}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

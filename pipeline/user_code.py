@@ -8,6 +8,7 @@ Everything it raises becomes one message that says where.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import hashlib
@@ -19,7 +20,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,7 @@ class UserCode:
         path: the file, or None for a module.
         module: what was imported.
         elsewhere: the folder in which a file was found that the working directory lacks, or None.
+        notes: what its author should know, a line each.
     """
 
     def __init__(self, name: str, study_folder: Path, module: ModuleType | None = None) -> None:
@@ -78,6 +80,7 @@ class UserCode:
         """
         self.name, self.path = name, find_objective(name, study_folder) if module is None else None
         self.elsewhere: Path | None = None
+        self.notes: list[str] = []
         self._folders = [study_folder, *([self.path.parent] if self.path else [])]
         self.module = self._import() if module is None else module
 
@@ -85,6 +88,12 @@ class UserCode:
         name, path = self.name, self.path
         try:
             if path is not None:
+                line = training_line(path)
+                if line is not None:
+                    self.notes.append(
+                        f"{name} trains whenever it is imported (line {line}), here and in every worker; put that "
+                        "under 'if __name__ == \"__main__\":'"
+                    )
                 return self._where_files_are(lambda: _import_file(path))
             if str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
@@ -102,6 +111,11 @@ class UserCode:
         except SyntaxError as error:
             file = "" if path is None or error.filename == str(path) else f"{Path(error.filename or '').name}, "
             raise ObjectiveError(f"{name}: cannot be imported: {error.msg} ({file}line {error.lineno}).") from error
+        except ImportError as error:
+            remedy = ""
+            if "relative import" in str(error) and path is not None:
+                remedy = f' Name it as a module of its package: objective = "{path.parent.name}.{path.stem}".'
+            raise ObjectiveError(f"{name}: cannot be imported: {describe_fault(error, path)}.{remedy}") from error
         except (Exception, SystemExit) as error:
             download = _failed_download(error)
             if download is not None:
@@ -141,11 +155,12 @@ class UserCode:
     def _where_files_are(self, run: Callable[[], T]) -> T:
         """Run in the working directory; where a file is missing there, again in the folders that may have it."""
         try:
-            return run()
+            with self._as_a_program():
+                return run()
         except Exception as error:
             for folder in _other_folders(error, self._folders):
                 try:
-                    with contextlib.chdir(folder):
+                    with self._as_a_program(), contextlib.chdir(folder):
                         result = run()
                 except Exception as again:
                     if not _is_missing_file(again):
@@ -154,6 +169,20 @@ class UserCode:
                     self.elsewhere = folder
                     return result
             raise
+
+    @contextlib.contextmanager
+    def _as_a_program(self) -> Iterator[None]:
+        """Give a file the command line it would have by itself; what it prints is no result of ours."""
+        if self.path is None:
+            yield
+            return
+        arguments = sys.argv
+        sys.argv = [str(self.path)]
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            sys.argv = arguments
 
 
 def _is_missing_file(error: Exception) -> bool:
@@ -190,6 +219,32 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def training_line(path: Path) -> int | None:
+    """Return the line of a call of `fit` that runs when a file is imported, or None.
+
+    Args:
+        path: a Python file; it is read, not run.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, SyntaxError, ValueError):
+        return None
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if isinstance(statement, ast.If) and "__name__" in ast.dump(statement.test):
+            continue
+        for node in ast.walk(statement):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "fit"
+                and any(keyword.arg in ("epochs", "batch_size", "validation_data") for keyword in node.keywords)
+            ):
+                return node.lineno
+    return None
 
 
 def _digest(path: Path) -> str:
@@ -290,9 +345,14 @@ def _failed_download(error: BaseException) -> str | None:
         without = ""
         if str(found["origin"]).endswith((".h5", ".keras")):
             without = ' To go without trained weights, give weights = "random" where the objective takes it.'
+        place = Path(found["download_target"])
+        there = ""
+        if place.exists():
+            there = " The file that is there is another one: its checksum differs, so Keras wants to replace it."
         return (
-            f"could not download {found['origin']} ({reason[:200]}). On a machine with a network, download this file "
-            f"and place it at {found['download_target']}; or set KERAS_HOME to a folder that has it.{without}"
+            f"could not download {found['origin']} ({reason[:200]}).{there} On a machine with a network, download this "
+            f"file and place it at {place}, under exactly this name; or set KERAS_HOME to a folder that has "
+            f"it.{without}"
         )
     return None
 

@@ -75,7 +75,9 @@ def test_the_fashion_mnist_sweep_and_its_logs(example, lrtune_here, tmp_path, mo
 
     monkeypatch.setattr(files.config, "keras_home", lambda: str(tmp_path / "keras"))
     study = example("fashion_mnist_sweep", "fashion_mnist_mlp")
-    ended = lrtune_here("tune", study, "--epochs", "3", "--confirm.repeats", "2", "--tensorboard.logs", "true")
+    ended = lrtune_here(
+        "tune", study, "--epochs", "3", "--confirm.repeats", "2", "--tensorboard.logs", "true", "--monitor", "val_loss"
+    )
     assert ended.returncode == 0, ended.stderr
     out = study.parent / "fashion_mnist_sweep"
     assert "Side by side: momentum, constant" in (out / "report.html").read_text()

@@ -98,7 +98,7 @@ MISTAKES = [
     ('objective="a.py"\n[validation]\nscheme="kfold"', "'kfold' is not a validation scheme; did you mean 'k-fold'?"),
     ('objective="a.py"\n[validation]\nfraction=1.0', "validation.fraction: must be below 1.0, got 1.0"),
     ('objective="a.py"\n[range_test]\nlow=1.0\nhigh=0.1', "range_test: low must be below high, got low=1, high=0.1"),
-    ('objective="a.py"\n[range_test]\nsteps=60\nepochs=2', "range_test: steps and epochs both say how long the ramp is"),
+    ('objective="a.py"\n[range_test]\nsteps=60\nepochs=2', "range_test: steps and epochs both say how long"),
     ('objective="a.py"\n[range_test]\nlow=inf', "range_test.low: must be"),
     ('objective="a.py"\nsearch=3', "search: must be a table, got 3"),
     ('objective="a.py"\n[pruning]\npruner="median2"', "'median2' is not a pruner; did you mean 'median'?"),

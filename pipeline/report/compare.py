@@ -92,7 +92,7 @@ def differences(records: Sequence[StudyRecord]) -> list[str]:
         if len(set(seen.values())) > 1:
             found.append(f"The values do not compare: {what} ({_listed(seen)}).")
     if len({record.definition["data"] for record in records}) > 1:
-        found.append("The data differ in form or size: compare the values with care.")
+        found.append("The data differ: compare the values with care.")
     if len({record.definition["model"] for record in records}) > 1:
         found.append("The models differ: that is part of what is compared.")
     folds = {record.name: len(record.about["fold_sizes"]) for record in records}

@@ -9,8 +9,11 @@ import numpy as np
 from pipeline.report.records import Recommendation, StudyRecord, TrialRecord
 from pipeline.search.space import widening_note
 
-NOTHING = 0.02
+NOTHING = 0.01
 """A loss within this share of the best constant answer's shows that nothing was learned."""
+
+ACCURACIES = ("accuracy", "acc", "binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy")
+"""Metrics that are the share of right answers."""
 
 FEW_SAMPLES = 50
 """Fewer validation samples than this in a fold make its value coarse: one of them is 2% of an accuracy."""
@@ -37,8 +40,8 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
     held = min(sizes[1] for sizes in record.about["fold_sizes"])
     if held < FEW_SAMPLES:
         found.append(
-            f"Each validation value rests on {held} samples, too few to tell good configurations apart; add data, or "
-            "use fewer folds or a larger validation.fraction."
+            f"Each validation value rests on {held} samples, too few to tell good configurations apart; "
+            f"{_remedy(record)}."
         )
     if len(complete) > 1 and all(trial.verdict == "underfit" for trial in complete):
         found.append(
@@ -80,14 +83,12 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
 def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> str | None:
     """Say that no trial is better than a model that ignores its inputs, where it is so."""
     name = record.monitor.name.removeprefix("val_")
-    bar = dict(record.about.get("no_skill") or {}).get(name)
+    bar = dict(record.about.get("no_skill") or {}).get("accuracy" if name in ACCURACIES else name)
     values = [trial.value for trial in complete if trial.value is not None]
-    if bar is None or not values:
+    if bar is None or not values or _classifies_better(record, complete):
         return None
-    if name == "accuracy":
-        best = max(values)
-        held = sum(sizes[1] for sizes in record.about["fold_sizes"])
-        learned = best > bar + np.sqrt(bar * (1 - bar) / held)
+    if name in ACCURACIES:
+        best, learned = max(values), False
         answer = f"always answering the commonest class gives {bar:.4g}"
     else:
         best = min(values)
@@ -99,6 +100,24 @@ def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> st
         f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}. No learning "
         "rate is to blame; look at the scale of the inputs, the labels, the loss and the model, or raise epochs."
     )
+
+
+def _classifies_better(record: StudyRecord, complete: Sequence[TrialRecord]) -> bool:
+    """Return whether some trial's accuracy, where one was measured, is beyond the commonest class's share."""
+    bar = dict(record.about.get("no_skill") or {}).get("accuracy")
+    found = [c for trial in complete for name in ACCURACIES if len(c := trial.mean_curve(f"val_{name}"))]
+    if bar is None or not found:
+        return False
+    held = sum(sizes[1] for sizes in record.about["fold_sizes"])
+    return bool(max(float(np.nanmax(curve)) for curve in found) > bar + np.sqrt(bar * (1 - bar) / held))
+
+
+def _remedy(record: StudyRecord) -> str:
+    """Say how a fold gets more validation samples."""
+    scheme = record.definition.get("validation.scheme")
+    if scheme == "given" or record.about.get("dataset"):
+        return "add validation data"
+    return "add data, or raise validation.fraction" if scheme == "hold-out" else "add data, or use fewer folds"
 
 
 def _candidates(record: StudyRecord) -> list[int]:

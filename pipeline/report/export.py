@@ -83,10 +83,13 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
     """Return the recommendation as Keras code to paste.
 
     The schedule counts steps as the study's folds did, so it gives the study's rate at every step.
+    Folds of a time series grow; there it counts those of all training samples.
     """
     c, about = answer.configuration, record.about
-    samples, batch_size, epochs = about["fold_sizes"][0][0], record.batch_size(c), about["epochs"]
-    steps = -(-samples // batch_size)
+    sizes = [trained for trained, _ in about["fold_sizes"]]
+    grow = max(sizes) > 1.5 * min(sizes)
+    batch_size, epochs = record.batch_size(c), about["epochs"]
+    steps = -(-(about["samples"] if grow else sizes[0]) // batch_size)
     schedule = keras_schedule_code(c.decay, c.learning_rate, c.final_fraction, epochs * steps, c.warmup_fraction or 0.0)
     optimizer = c.spec.code("learning_rate")
     own = WARM_UP_CODE if "WarmUp(" in schedule else ""
@@ -101,19 +104,23 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
             c.final_fraction, c.learning_rate, epochs, record.monitor.name, record.monitor.mode
         )
         callbacks, fitted = f"callbacks = [{rule}]\n", ", validation_data=..., callbacks=callbacks"
-    decays = (
-        "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, as in the study"
-    )
+    laid_out = "of all samples" if grow else "as in the study"
+    decays = "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, {laid_out}"
+    weights = ", sample_weight=..." if about.get("weighted") else ""
+    data, size = "x_train, y_train", f", batch_size=BATCH_SIZE{weights}"
+    if about.get("dataset"):
+        data, size = "train", ""
+        fitted = fitted.replace("validation_data=...", "validation_data=validation")
     return f"""import keras
 
 EPOCHS = {answer.epochs}
-BATCH_SIZE = {batch_size}
+{"" if about.get("dataset") else f"BATCH_SIZE = {batch_size}"}
 {own}{decays}
 learning_rate = {schedule}
 optimizer = {optimizer}
 {callbacks}
 # model.compile(optimizer=optimizer, loss=..., metrics=[...])
-{built}# model.fit(x_train, y_train, batch_size=BATCH_SIZE, epochs=EPOCHS{fitted})
+{built}# model.fit({data}{size}, epochs=EPOCHS{fitted})
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.report.doubts import doubts_of
@@ -39,6 +40,7 @@ from pipeline.report.figures.range_tests import (
 from pipeline.report.html import Figures, page
 from pipeline.report.overfitting import disagreement, overfitting_of
 from pipeline.report.records import Recommendation, StudyRecord, TrialRecord, describe_divergence, recommend
+from pipeline.report.summary import own_finding
 from pipeline.report.sweep import draw_sweep, draw_sweep_run, draw_sweep_together, sweep_ranges, sweeps_of
 from pipeline.study_template import as_toml
 
@@ -71,8 +73,23 @@ def render(record: StudyRecord) -> str:
         course=_course(record, figures),
         rows=[_row(trial) for trial in shown_trials(record)],
         study_file=as_toml(record.study_file) if record.study_file else None,
-        resume=f"lrtune tune {shlex.quote(record.about['study_file'])}",
+        own=own_finding(record, answer) if answer is not None else None,
+        resume=_resume(record),
+        scheme=record.definition.get("validation.scheme", "k-fold"),
+        span=_span,
     )
+
+
+def _resume(record: StudyRecord) -> str:
+    """Return the command that resumes the study, with the options that it was run with."""
+    return shlex.join(["lrtune", "tune", record.about["study_file"], *record.about.get("options", ())])
+
+
+def _span(sizes: Iterable[int]) -> str:
+    """Return a size, or from which to which they go where they differ by more than a hundredth."""
+    listed = list(sizes)
+    low, high = min(listed), max(listed)
+    return f"{low} to {high}" if high > 1.01 * low + 1 else str(listed[0])
 
 
 def _ranges(record: StudyRecord, figures: Figures) -> dict[str, Any] | None:

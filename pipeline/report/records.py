@@ -49,6 +49,7 @@ class TrialRecord:
         baseline: whether it is the Keras default.
         error: why it failed, or None.
         started: when it began, or None.
+        source: why it was queued beforehand ("own", "range test", "sweep"), or None.
     """
 
     number: int
@@ -65,6 +66,7 @@ class TrialRecord:
     baseline: bool
     error: str | None
     started: datetime | None = None
+    source: str | None = None
 
     @property
     def epochs_run(self) -> int:
@@ -271,6 +273,7 @@ def _trial_record(trial: FrozenTrial, monitor: Monitor) -> TrialRecord:
         baseline=bool(attributes.get("baseline")),
         error=attributes.get("error"),
         started=trial.datetime_start,
+        source=attributes.get("source"),
     )
 
 

@@ -21,6 +21,30 @@ def _evidence(answer: Recommendation) -> str:
     return f"{gain}, 95% interval {answer.improvement.low:.3g} to {answer.improvement.high:.3g})"
 
 
+def own_finding(record: StudyRecord, answer: Recommendation) -> str | None:
+    """Say how the optimizer did that the model was compiled with; None where it was a default.
+
+    Args:
+        record: the study.
+        answer: its recommendation.
+    """
+    said, own = record.about.get("own_optimizer"), record.about.get("own")
+    if said is None:
+        return None
+    trial = next((t for t in record.trials[:2] if t.source == "own"), None) if own else None
+    if trial is None or trial.state in ("running", "waiting", "failed"):
+        return f"The optimizer that the model was compiled with, {said}, was left aside."
+    if trial.number == answer.trial.number:
+        return "This is the optimizer that the model was compiled with."
+    if trial.state != "complete" or trial.value is None:
+        how = "diverged" if trial.diverged_at else "was pruned as hopeless"
+        return f"The optimizer that the model was compiled with, {said}, {how} (trial {trial.number})."
+    return (
+        f"The optimizer that the model was compiled with, {said}, has {record.monitor.name} {trial.value:.4g} in trial "
+        f"{trial.number}, the recommended one {answer.trial.value:.4g} in trial {answer.trial.number}."
+    )
+
+
 def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
     """Return the recommendation, its evidence, and where the files are."""
     answer = recommend(record)
@@ -41,6 +65,8 @@ def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
     ]
     if ties:
         lines.append(f"Not distinguishable from it: {'; '.join(ties)}.")
+    own = own_finding(record, answer)
+    lines += [own] if own is not None else []
     lines += [sweep.finding() for sweep in sweeps_of(record)]
     lines += [f"Note: {doubt}" for doubt in doubts_of(record, answer)]
     code = "".join(f"    {line}\n" if line else "\n" for line in keras_code(record, answer).splitlines())

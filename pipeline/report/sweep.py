@@ -126,6 +126,7 @@ def sweeps_of(record: StudyRecord) -> list[Sweep]:
             metrics,
         )
         for title, rows in groups.items()
+        if len({row.learning_rate for row in rows}) > 1
     ]
 
 

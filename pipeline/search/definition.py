@@ -19,6 +19,7 @@ from pipeline.study_file import Study, study_of
 from pipeline.training.data import Data
 from pipeline.training.no_skill import no_skill
 from pipeline.training.splits import Split
+from pipeline.training.stream import Stream
 
 
 def definition_of(prepared: Prepared) -> dict[str, Any]:
@@ -76,7 +77,12 @@ def about(prepared: Prepared) -> dict[str, Any]:
         "pruner": config.pruning.pruner,
         "sampler": config.sampler.name,
         "parameters": prepared.engine.parameters,
+        "options": list(prepared.study.options),
         "no_skill": _no_skill(prepared),
+        "own_optimizer": prepared.objective.own_optimizer,
+        "own": list(prepared.objective.own) if prepared.objective.own is not None else None,
+        "weighted": isinstance(prepared.objective.train, Data) and prepared.objective.train.sample_weight is not None,
+        "dataset": isinstance(prepared.objective.train, Stream),
         "versions": _versions(),
     }
 

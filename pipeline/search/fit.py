@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,14 @@ class Fitted:
     """A trained model and its only look at the test set.
 
     Attributes:
-        path: the saved model.
+        path: the saved model; its weights alone, where Keras cannot save the model; None where neither.
+        saved: what was saved, and how it is loaded.
         test: metrics on the test set by name; empty without a test set.
         train: metrics of the last epoch.
     """
 
-    path: Path
+    path: Path | None
+    saved: str
     test: dict[str, float]
     train: dict[str, float]
 
@@ -88,8 +93,10 @@ def fit_recommended(
         if on_epoch is not None:
             on_epoch(epoch + 1, metrics["loss"])
     held = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
+    path, saved = _save(engine, engine.trained_model(split), configuration, folder)
     return Fitted(
-        _save(engine, engine.trained_model(split), configuration, folder / "model.keras"),
+        path,
+        saved,
         held if tested else {},
         {name: value for name, value in metrics.items() if not name.startswith("val_")},
     )
@@ -106,8 +113,12 @@ def _all_of(objective: Objective, seed: int) -> tuple[Data | Stream, AnySplit, b
     return everything, Split(samples[: train.samples], samples[train.samples :], seed), test is not None
 
 
-def _save(engine: Engine, model: Any, configuration: Configuration, path: Path) -> Path:
-    """Save the model aside and move it into place, compiled with an optimizer that loads again."""
+def _save(engine: Engine, model: Any, configuration: Configuration, folder: Path) -> tuple[Path | None, str]:
+    """Save the model, compiled with an optimizer that loads again; where it cannot be loaded, its weights too.
+
+    Returns:
+        The file, and how it is loaded.
+    """
     try:
         compiled = model.get_compile_config()
         fresh = build_optimizer(configuration.spec, configuration.learning_rate)
@@ -115,12 +126,42 @@ def _save(engine: Engine, model: Any, configuration: Configuration, path: Path) 
         model.compile_from_config(compiled)
     except Exception:  # a loss or metric of the user's own that Keras cannot rebuild: the model is saved as it is
         model.optimizer = build_optimizer(configuration.spec, configuration.learning_rate)
+    model.built = True  # it was trained; one of the user's own class may not know
+    whole, weights = folder / "model.keras", folder / "model.weights.h5"
+    fault = _write(model.save, whole)
+    own = _own_objects(whole) if fault is None else []
+    loads = fault is None and _loads(engine.keras, whole)
+    if loads:
+        first = f" after importing what defines {', '.join(own)}" if own else ""
+        weights.unlink(missing_ok=True)
+        return whole, f'Saved {whole}; load it{first} with keras.models.load_model("{whole}")'
+    failed = _write(model.save_weights, weights)
+    if failed is not None:
+        return None, f"Keras can save neither the model nor its weights: {failed}."
+    load = f'Saved {weights}; load it with model = build_model(), built, and model.load_weights("{weights}")'
+    if fault is not None:
+        return weights, f"Keras cannot save the whole model: {fault}.\n{load}"
+    named = f": it needs custom_objects for {', '.join(own)}" if own else ""
+    return whole, f"Saved {whole}, which Keras cannot load by itself{named}.\n{load}"
+
+
+def _write(save: Callable[[str], None], path: Path) -> str | None:
+    """Write a file aside and move it into place.
+
+    Returns:
+        Why Keras cannot write it, or None.
+
+    Raises:
+        KnownError: when the folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".keras")
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=".", suffix="".join(path.suffixes))
         os.close(handle)
         try:
-            model.save(aside)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                save(aside)
             os.chmod(aside, 0o644)
             os.replace(aside, path)
         except BaseException:
@@ -128,4 +169,44 @@ def _save(engine: Engine, model: Any, configuration: Configuration, path: Path) 
             raise
     except OSError as error:
         raise KnownError(f"{path}: the model cannot be saved ({error.strerror or error}).") from error
-    return path
+    except Exception as error:  # whatever a get_config of the user's own raises
+        path.unlink(missing_ok=True)
+        return _first_sentence(error)
+    return None
+
+
+def _own_objects(path: Path) -> list[str]:
+    """Return the names of classes and functions in a saved model that are not Keras's."""
+    found: dict[str, None] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, Mapping):
+            module, name = value.get("module"), value.get("class_name")
+            if name == "function":  # its own name stands in its configuration
+                name = value.get("config")
+            if isinstance(module, str) and module.split(".")[0] not in ("keras", "builtins") and isinstance(name, str):
+                found[name] = None
+            value = list(value.values())
+        for item in value if isinstance(value, list) else ():
+            look(item)
+
+    with zipfile.ZipFile(path) as archive:
+        look(json.loads(archive.read("config.json")))
+    return list(found)
+
+
+def _loads(keras: Any, path: Path) -> bool:
+    """Return whether Keras can load a saved model."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            keras.models.load_model(path)
+    except Exception:
+        return False
+    return True
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return what an error says first; Keras's go on for pages."""
+    said = " ".join(str(error).split()).partition(". ")[0].partition(" Full object config")[0].rstrip(".:")
+    return (said[:157] + "...") if len(said) > 160 else said or type(error).__name__

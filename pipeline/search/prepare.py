@@ -20,7 +20,7 @@ from pipeline.search.samplers import check_sampler
 from pipeline.search.space import Space
 from pipeline.search.trial import Monitor, mode_of, split_seed
 from pipeline.storage import sqlite_path
-from pipeline.study_file import Study
+from pipeline.study_file import Study, ValidationSection
 from pipeline.training.engine import Engine
 from pipeline.training.sources import AnySplit
 from pipeline.training.splits import Split, make_splits
@@ -97,8 +97,15 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
         ) from error
     monitor = find_monitor(study, engine)
     reporter.stage("data", objective.train.describe())
+    if objective.groups is not None:
+        count = len(np.unique(objective.groups))
+        reporter.stage("validation", f"by the {count} groups of groups(): none is on both sides of a fold")
     if engine.frozen:
         reporter.stage("model", engine.frozen)
+    if objective.own_optimizer:
+        reporter.stage("optimizer", f"the model's own, {objective.own_optimizer}, gives way to the search's")
+    for note in objective.notes:
+        reporter.stage("objective", note)
     return Prepared(study, objective, engine, splits, monitor, inline=module is not None)
 
 
@@ -116,12 +123,19 @@ def objective_of(study: Study, *, limit: int | float | None, module: ModuleType 
         kwargs=config.objective.kwargs,
         test_fraction=config.test_fraction,
         ordered=config.validation.scheme == "time-series",
-        grouped=config.validation.scheme == "group-k-fold",
+        grouped=_grouped(config.validation),
         seed=config.seed,
         steps_per_epoch=config.steps_per_epoch,
         limit=limit,
         module=module,
     )
+
+
+def _grouped(validation: ValidationSection) -> bool | None:
+    """Return whether samples have groups: yes, no, or None where the objective decides by having `groups()`."""
+    if validation.scheme == "group-k-fold":
+        return True
+    return False if "scheme" in validation.model_fields_set else None
 
 
 def _checked_scheme(study: Study, objective: Objective) -> Study:
@@ -138,6 +152,9 @@ def _checked_scheme(study: Study, objective: Objective) -> Study:
                 f"be 'given', got '{scheme}'. Change it, or return only training and test samples."
             )
         validation = config.validation.model_copy(update={"scheme": "given"})
+        return replace(study, config=config.model_copy(update={"validation": validation}))
+    if objective.groups is not None and "scheme" not in config.validation.model_fields_set:
+        validation = config.validation.model_copy(update={"scheme": "group-k-fold"})
         return replace(study, config=config.model_copy(update={"validation": validation}))
     if objective.given is None and scheme == "given":
         raise KnownError(
@@ -212,6 +229,13 @@ def find_monitor(study: Study, engine: Engine) -> Monitor:
         KnownError: when the model has no such metric, or its direction is unknown.
     """
     config = study.config
+    vectors = [m.name for m in engine.model.metrics if f"val_{m.name}" == config.monitor]
+    if config.monitor not in engine.monitors and vectors:
+        raise KnownError(
+            f"{study.path}: monitor: '{config.monitor}' must be a single number, got a metric with a value per class. "
+            "Give it an average where the model is compiled, such as average='macro'; or choose one of "
+            f"{', '.join(engine.monitors)}."
+        )
     if config.monitor not in engine.monitors:
         raise KnownError(
             f"{study.path}: monitor: '{config.monitor}' is not measured by the model; it has "

@@ -131,9 +131,9 @@ def analyse_ramp(
     the drop is left.  The best rates of whole runs lie around sqrt(a r), moved by the optimizer's
     `from_ramp` and down for longer runs where the optimizer settles: the suggestion.  The bounds
     reach 1.05 decades to either side, but not beyond 1.5 d, where d is the first rate at which the
-    smoothed loss is above its start again.  A curve that only rises has its bounds around a rate below
-    the rise.  Where the curve supports neither, they are [default / 30, 10 default], or
-    [default / 5, 30 default] where it was still falling at the end.
+    smoothed loss is above its start again, nor beyond 1.5 times the ramp's last rate.  A curve that
+    only rises has its bounds around a rate below the rise.  Where the curve supports neither, they are
+    [default / 30, 10 default], or [default / 5, 30 default] where it was still falling at the end.
 
     Args:
         optimizer: a name in `OPTIMIZERS`.
@@ -163,7 +163,8 @@ def analyse_ramp(
                 longer = np.log10((total_steps or 10 * REFERENCE_RAMP) / REFERENCE_RAMP)
                 moved += PER_DECADE_OF_STEPS * float(np.clip(longer, SHORTEST, LONGEST))
             suggested = middle * 10.0**moved
-            low, high = suggested / reach, min(suggested * reach, ABOVE_RISE * d)
+            # Beyond the ramp's last rate nothing was seen.
+            low, high = suggested / reach, min(suggested * reach, ABOVE_RISE * min(d, float(rate[-1])))
             suggested = min(suggested, high)
         elif middle:
             low, suggested, high = middle / reach, middle, middle * reach

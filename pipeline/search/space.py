@@ -256,6 +256,17 @@ class Space:
             parameters["learning_rate"] = BASELINE.learning_rate
         return parameters
 
+    def own_parameters(self, optimizer: str, learning_rate: float) -> dict[str, Any] | None:
+        """Return the parameters that enqueue a model's own optimizer; None where that is no choice here.
+
+        Args:
+            optimizer, learning_rate: what the model was compiled with; its rate may lie outside the bounds.
+        """
+        if optimizer not in self.optimizers or "constant" not in self.decays or self.learning_rates or self.settings:
+            return None
+        position = self.position_of(optimizer, learning_rate)
+        return {"optimizer": optimizer, "decay": "constant", "lr_position": position}
+
     def sweep(self) -> list[dict[str, Any]]:
         """Return the parameters of every configuration of a sweep but the baseline's, rate by rate."""
         points = []

@@ -202,7 +202,8 @@ class StudyRunner:
         settings = self.config.stop
         if settings.patience is None or not math.isinf(self._space(study).size):
             return None
-        queued = 1 + len(study.user_attrs["range_test"])
+        own = _own_parameters(study, self._space(study)) is not None
+        queued = 1 + own + len(study.user_attrs["range_test"])
         return StopRule(settings.patience, settings.gain, queued, int(study.user_attrs.get("distance", 1)))
 
     def _resume(self, queue: TrialQueue) -> None:
@@ -325,12 +326,15 @@ class StudyRunner:
         return space_of(self.study, study.user_attrs["range_test"])
 
     def _enqueue(self, study: optuna.Study, space: Space) -> None:
-        """Queue the Keras default, the range tests' suggestions and a sweep's rates, in this order.
+        """Queue the Keras default, the model's own optimizer, the range tests' suggestions and a sweep's rates.
 
         Each has its place in the plan as its trial number, so that a crash in between, or trials
         added later, queue just what is missing.
         """
         plan: list[tuple[dict[str, Any], dict[str, Any]]] = [(space.baseline_parameters(), {"baseline": True})]
+        own = _own_parameters(study, space)
+        if own is not None:
+            plan.append((own, {"source": "own"}))
         for name, test in study.user_attrs["range_test"].items():
             plan.append((space.suggestion_parameters(name, test["suggested"]), {"source": "range test"}))
         plan += [(parameters, {"source": "sweep"}) for parameters in space.sweep()]
@@ -528,6 +532,12 @@ def at_once(study: Study) -> int:
     if settings.count == "auto":
         return max(DISTANCE, cluster_size(study)) if settings.backend != "loky" else DISTANCE
     return max(DISTANCE, int(settings.count))
+
+
+def _own_parameters(study: optuna.Study, space: Space) -> dict[str, Any] | None:
+    """Return the parameters of the optimizer that the model was compiled with; None where the space has it not."""
+    own = study.user_attrs.get("about", {}).get("own")
+    return space.own_parameters(*own) if own else None
 
 
 def _range_test_record(test: RangeTest) -> dict[str, Any]:

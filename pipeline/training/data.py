@@ -91,12 +91,15 @@ def map_trees(function: Callable[[Any, Any], Any], first: Tree, second: Tree) ->
 
 
 def joined(first: Data, second: Data) -> Data:
-    """Return the samples of both, one after the other."""
+    """Return the samples of both, one after the other; where only one part has weights, the other's are 1."""
+    weights = first.sample_weight, second.sample_weight
+    if weights[1] is None:
+        weights = weights[0], map_tree(lambda a: np.ones((second.samples, *a.shape[1:]), a.dtype), weights[0])
+    elif weights[0] is None:
+        weights = map_tree(lambda a: np.ones((first.samples, *a.shape[1:]), a.dtype), weights[1]), weights[1]
     x, y, weight = (
         map_trees(lambda a, b: np.concatenate([a, b]), one, other)
-        for one, other in zip(
-            (first.x, first.y, first.sample_weight), (second.x, second.y, second.sample_weight), strict=True
-        )
+        for one, other in ((first.x, second.x), (first.y, second.y), weights)
     )
     return Data(x, y, weight, first.samples + second.samples)
 
@@ -160,6 +163,10 @@ def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, f
         for path, array in leaves(parts[name], name):
             if array.ndim == 0:
                 raise ObjectiveError(f"{where}: {path} must be an array of samples, got the single value {array!r}.")
+            if array.dtype.kind in "mM":
+                raise ObjectiveError(
+                    f"{where}: {path} must hold numbers or strings, got dates or times. Convert them to numbers."
+                )
             if array.dtype == object:
                 kind = type(array.ravel()[0]).__name__ if array.size else "nothing"
                 raise ObjectiveError(
@@ -186,10 +193,30 @@ def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, f
     return Data(parts["x"], parts["y"], parts["sample_weight"], samples)
 
 
+def _columns_told(where: str, frame: Any) -> ObjectiveError:
+    """Return what to say of a frame that no array of numbers or text can hold."""
+    other = [str(name) for name, kind in zip(frame.columns, frame.dtypes, strict=True) if _is_other(kind)]
+    listed = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
+    return ObjectiveError(
+        f"{where} must hold numbers alone or text alone, got columns of something else: {listed}. Encode them, as "
+        "pandas.get_dummies does; or return a dict of columns for a model with an input for each."
+    )
+
+
+def _is_other(kind: Any) -> bool:
+    """Return whether a column's type is no number, as text, dates, categories and mixtures are."""
+    return getattr(kind, "kind", "O") not in "biufc"
+
+
 def _convert(where: str, part: Tree, float_type: str) -> Tree:
     """Turn every leaf of `part` into an array; plain lists of numbers count as one array."""
-    if part is None or _is_array(part):
-        return None if part is None else _to_array(part, float_type)
+    if part is None:
+        return None
+    if _is_array(part):
+        array = _to_array(part, float_type)
+        if array.dtype.kind in "OmM" and hasattr(part, "columns") and hasattr(part, "dtypes"):
+            raise _columns_told(where, part)
+        return array
     if isinstance(part, Mapping):
         return {key: _convert(where, value, float_type) for key, value in part.items()}
     if isinstance(part, tuple | list):

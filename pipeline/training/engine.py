@@ -12,6 +12,7 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -735,4 +736,9 @@ def _other_state(tf: Any, keras: Any, model: Any) -> list[Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return what an error says first; where Keras only says in which call, the next line too."""
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered"):
+        return f"{lines[0].rstrip('.')}: {lines[1]}"
+    return lines[0] if lines else type(error).__name__

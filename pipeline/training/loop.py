@@ -232,6 +232,9 @@ def scalars(logs: Any) -> dict[str, Any]:
     for key, value in logs.items() if isinstance(logs, dict) else ():
         if isinstance(value, dict):
             found |= scalars(value)
-        elif len(getattr(value, "shape", ())) == 0:
-            found[str(key)] = value
+        else:
+            while len(getattr(value, "shape", ())) and value.shape[0] == 1:
+                value = value[0]  # a score of one class
+            if len(getattr(value, "shape", ())) == 0:
+                found[str(key)] = value
     return found

@@ -24,6 +24,9 @@ MINIMUM_EPOCHS = 4
 STILL_IMPROVING = 0.02
 """A last quarter that gains more than this share of the whole descent, and more than noise, is underfit."""
 
+STEADY = 5
+"""A loss that fell at each of the last so many epochs is falling; noise does so once in 120 times."""
+
 
 @dataclass(frozen=True)
 class FitAnalysis:
@@ -180,7 +183,9 @@ def analyse_fits(train_loss: ArrayLike, validation_loss: ArrayLike, diverged: Ar
     underfit = np.zeros(runs, dtype=bool)
     if epochs >= MINIMUM_EPOCHS:
         gain = smooth_validation[:, -1 - max(1, epochs // 4)] - smooth_validation[:, -1]
-        enough = np.maximum(STILL_IMPROVING * descent, 3.0 * noise)
+        # A curve that fell at every step has a trend; its bend is not noise, as it seems where points are few.
+        steady = (np.diff(validation[:, -STEADY:], axis=1) < 0).all(axis=1)
+        enough = np.maximum(STILL_IMPROVING * descent, np.where(steady, 0.0, 3.0 * noise))
         underfit = ~overfit & (best >= epochs - 2) & (gain > enough)
     return [
         FitAnalysis("diverged", int(lowest[i]) + 1, None, float("nan"), float("nan"))

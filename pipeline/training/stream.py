@@ -33,6 +33,7 @@ class Stream:
         batch_size: samples of the first training batch.
         first: the first training batch as arrays, or None where it has no dense form.
         shuffles: state of every shuffle, to be set at the start of a run.
+        held: samples of the validation dataset.
     """
 
     train: Any
@@ -43,6 +44,7 @@ class Stream:
     batch_size: int
     first: Data | None
     shuffles: tuple[Any, ...]
+    held: int
 
     @property
     def samples(self) -> int:
@@ -51,9 +53,8 @@ class Stream:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Return the training and validation samples, as far as they can be told without reading them."""
-        batches = int(self.validation.cardinality())
-        return self.samples, max(1, batches) * self.batch_size
+        """Return the training and validation samples; a last partial batch of training counts as a whole one."""
+        return self.samples, self.held
 
     def fingerprint(self) -> str:
         """Return a short hash of the form and size of every dataset; the values are not read."""
@@ -203,7 +204,13 @@ def make_stream(where: str, datasets: Any, shuffles: list[Any], *, steps_per_epo
         int(flat[0].shape[0] or len(flat[0])),
         _first(f"{where}: the first training batch", tf, keras, batch),
         tuple(shuffles),
+        _count(tf, validation),
     )
+
+
+def _count(tf: Any, dataset: Any) -> int:
+    """Return the samples of a dataset, by one pass over it."""
+    return int(dataset.reduce(np.int64(0), lambda n, batch: n + tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]))
 
 
 def _form(tf: Any, spec: Any) -> str:
