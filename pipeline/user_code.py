@@ -345,14 +345,11 @@ def _failed_download(error: BaseException) -> str | None:
         without = ""
         if str(found["origin"]).endswith((".h5", ".keras")):
             without = ' To go without trained weights, give weights = "random" where the objective takes it.'
-        place = Path(found["download_target"])
-        there = ""
-        if place.exists():
-            there = " The file that is there is another one: its checksum differs, so Keras wants to replace it."
+        checked = " (Keras compares its checksum and removes a file that differs)" if found.get("file_hash") else ""
         return (
-            f"could not download {found['origin']} ({reason[:200]}).{there} On a machine with a network, download this "
-            f"file and place it at {place}, under exactly this name; or set KERAS_HOME to a folder that has "
-            f"it.{without}"
+            f"could not download {found['origin']} ({reason[:200]}). On a machine with a network, download this file "
+            f"and place it at {found['download_target']}, under exactly this name{checked}; or set KERAS_HOME to a "
+            f"folder that has it.{without}"
         )
     return None
 

@@ -101,6 +101,14 @@ BAD = [
     (MODEL.replace("SparseCategoricalCrossentropy(from_logits=True)", "BinaryCrossentropy()") + DATA,
      "must lie in [0, 1] for the loss 'binary_crossentropy', got 0 to 2"),
     (MODEL + DATA + "X = np.array([[1], [1, 2]] * 15, dtype=object)", "x must hold numbers or strings, got Python"),
+    (MODEL + DATA + "Y = np.array(['hat', 'shoe', 'skirt'] * 10)", "got text such as 'hat', 'shoe', 'skirt'. Encode"),
+    (MODEL + DATA + "import pandas as pd\nX = pd.DataFrame({'a': [1.0] * 30, 'town': 'x', 'on': pd.Timestamp(0)})",
+     "x must hold numbers alone or text alone, got columns of something else: town, on. Encode them"),
+    (MODEL + DATA + "X = np.full((30, 2), np.datetime64(0, 's'))", "x must hold numbers or strings, got dates"),
+    (MODEL + "def load_data():\n    class Own(keras.utils.PyDataset):\n        pass\n    return Own(), Own()",
+     "returned a keras.utils.PyDataset"),
+    (MODEL + "def load_data(): return np.zeros((9, 2))", "An autoencoder's target is its input: return (x, x)."),
+    ("from .other import x", "Name it as a module of its package: objective = \""),
 ]  # fmt: skip
 
 

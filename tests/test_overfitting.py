@@ -57,6 +57,17 @@ def test_both_losses_rising_is_not_overfitting():
     assert analyse_fit(rising, rising).verdict != "overfit"
 
 
+@pytest.mark.parametrize("epochs", range(4, 12))
+def test_a_short_curve_that_fell_at_every_step_is_unfinished(epochs):
+    """However it bends: a bend is not noise.  One that has arrived, or jumps, is none."""
+    steps = np.arange(epochs)
+    for curve in (418781.0 - 3.0 * steps**2, 1.0 / (1 + steps), np.exp(-0.2 * steps)):
+        assert analyse_fit(curve, curve + 0.1).verdict == "underfit"
+    arrived = np.exp(-4.0 * steps)
+    assert analyse_fit(arrived, arrived + 0.1).verdict == "good"
+    assert analyse_fit(arrived, 1.0 + 0.1 * (-1.0) ** steps).verdict == "good"
+
+
 def test_divergence_is_a_verdict():
     """A run that was stopped, or has a loss that is not finite, is diverged."""
     assert analyse_fit([1.0, 0.5], [1.0, 0.6], diverged=True).verdict == "diverged"

@@ -18,6 +18,15 @@ from pipeline.training.splits import Split
 RATES = ramp(1e-6, 10.0, 60)
 
 
+def test_bounds_do_not_reach_far_beyond_the_ramp():
+    """Where the loss falls nearly to the ramp's end, nothing was seen of ten times that rate."""
+    rates = np.geomspace(1e-6, 10, 60)
+    losses = np.where(rates < 8, 1 / (1 + rates), 1.4)
+    found = analyse_ramp("rmsprop", rates, losses)
+    assert found.status == "ok"
+    assert found.low < found.suggested <= found.high <= 15
+
+
 def valley(minimum: float, noise: float = 0.0, seed: int = 0) -> np.ndarray:
     """A loss of 2.3 that falls to about 1 around a rate and explodes beyond ten times it."""
     x = np.log10(RATES / minimum)

@@ -41,6 +41,13 @@ def split_of(stream: Stream, seed: int = 7) -> StreamSplit:
     return StreamSplit(seed, stream.steps, stream.sizes)
 
 
+def test_validation_samples_are_counted():
+    """Also where Keras knows no number of batches, and the last batch is a part of one."""
+    data = tf.data.Dataset.from_tensor_slices((X, Y))
+    for held in (data.take(37).batch(16), data.take(37).filter(lambda x, y: True).batch(16)):
+        assert streamed(data.batch(32), held).sizes == (128, 37)
+
+
 def test_a_pipeline_trains_as_under_model_fit():
     """Partial last batch, sample weights, validation: losses step by step, metrics and weights."""
     train = tf.data.Dataset.from_tensor_slices((X[:80], Y[:80], WEIGHT[:80])).batch(32)

@@ -116,6 +116,47 @@ def test_a_file_that_is_nowhere_is_told_once(tmp_path):
         load_objective("train.py", tmp_path)
 
 
+def test_a_download_at_the_top_of_a_program_is_told_as_one_in_load_data(tmp_path, monkeypatch):
+    """With the file's place, its name and what Keras does to another file there."""
+    import urllib.error
+
+    import keras.src.utils.file_utils as files
+
+    def no_network(*_: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(files, "urlretrieve", no_network)
+    monkeypatch.setattr(files.config, "keras_home", lambda: str(tmp_path))
+    write(tmp_path, train=MODEL + "from keras.datasets import mnist\nTRAIN, TEST = mnist.load_data()\n" + DATA)
+    place = tmp_path / "datasets" / "mnist.npz"
+    said = rf"it could not download .*place it at {place}, under exactly this name \\(Keras compares its checksum"
+    with pytest.raises(ObjectiveError, match=said):
+        load_objective("train.py", tmp_path)
+
+
+def test_a_program_has_the_command_line_of_its_own(tmp_path, monkeypatch, capsys):
+    """It may parse it, and what it prints is no result of lrtune's."""
+    begin = (
+        "import argparse, sys\nparser = argparse.ArgumentParser()\nparser.add_argument('--n', type=int, default=7)\n"
+    )
+    write(tmp_path, train=begin + "N = parser.parse_args().n\nprint('hello')\n" + MODEL + DATA)
+    monkeypatch.setattr(sys, "argv", ["lrtune", "check", "train.toml", "--trials", "3"])
+    load_objective("train.py", tmp_path)
+    assert sys.argv[0] == "lrtune"
+    captured = capsys.readouterr()
+    assert "hello" in captured.err and not captured.out
+
+
+def test_names_of_metrics_do_not_depend_on_how_many_models_were_built(tmp_path):
+    """As in the program's own process, where there is one."""
+    named = MODEL.replace("True))", "True), metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2)])")
+    write(tmp_path, train="import keras\nkeras.layers.Dense(3)\n" + named + DATA)
+    objective = load_objective("train.py", tmp_path)
+    models = [objective.build_model() for _ in range(3)]
+    assert {model.layers[-1].name for model in models} == {models[0].layers[-1].name}
+    assert {model.metrics[-1].name for model in models} == {models[0].metrics[-1].name}
+
+
 def test_datasets_that_will_not_find_their_files_are_refused(tmp_path):
     """They open them while they train; others of a folder found this way are taken."""
     (tmp_path / "data").mkdir()
