@@ -15,7 +15,7 @@ TEMPLATE = """\
 # {name}: which learning rate, decay scheme and optimizer suit {objective}?
 # Check it with 'lrtune check', run it with 'lrtune tune'.  What is commented out shows the default.
 
-objective = "{objective}"
+objective = "{objective}"       # or {{ path = "{objective}", kwargs = {{ units = 64 }} }} for parameters
 # monitor     = "val_loss"      # any compiled metric with "val_" before it
 {epochs}
 {batch_size}
@@ -25,8 +25,6 @@ objective = "{objective}"
 # seed        = 0
 # test_fraction = 0.2           # held out when load_data returns only (x, y)
 # fraction    = 0.1             # a quick run on this share of the training samples; or limit = 5000
-# Where build_model or load_data take parameters, instead of the line above:
-# objective   = {{ path = "{objective}", kwargs = {{ units = 64 }} }}
 
 [search]
 # optimizers     = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"]

@@ -251,9 +251,11 @@ def test_init_writes_a_study_file_that_is_all_defaults(lrtune_here, tmp_path):
     sweeps = [
         line
         for line in lines
-        if line.startswith(("# learning_rate", "# timeout", "# steps_per_epoch", "# patience", "# fraction"))
+        if line.startswith(
+            ("# learning_rate", "# timeout", "# steps_per_epoch", "# patience", "# fraction", "# batch_size     =")
+        )
     ]
-    assert len(sweeps) == 6
+    assert len(sweeps) == 7
     path.write_text("\n".join(line.removeprefix("# ") for line in lines[3:] if line not in sweeps))
     assert read_study(path).config == StudyConfig(objective="mine.py")
     again = lrtune_here("init", tmp_path / "mine.py")

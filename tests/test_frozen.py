@@ -161,12 +161,14 @@ def counting() -> keras.Model:
 
 
 @pytest.mark.parametrize(
-    ("build", "x"), [(augmented, IMAGES), (half_trained, IMAGES), (noisy_body, ROWS), (counting, ROWS)]
+    ("build", "x", "said"),
+    [(augmented, IMAGES, False), (half_trained, IMAGES, False), (noisy_body, ROWS, True), (counting, ROWS, False)],
 )
-def test_what_changes_is_not_cut_off(build, x):
-    """Randomness, trained weights, and state keep a model whole."""
+def test_what_changes_is_not_cut_off(build, x, said):
+    """Randomness, trained weights, and state keep a model whole, which is told where most weights are fixed."""
     engine = Engine(build, make_data("test", x, LABELS), batch_size=BATCH)
     assert engine.frozen is None
+    assert (engine.not_frozen is not None) == said
     assert np.isfinite(train(engine, SPLITS[0])[0]).all()
 
 
@@ -176,4 +178,5 @@ def test_the_memory_bound_decides(tmp_path):
     assert Engine(nested, data, batch_size=BATCH, frozen_bytes=2160).frozen is not None
     whole = Engine(nested, data, batch_size=BATCH, frozen_bytes=2159)
     assert whole.frozen is None
+    assert "more than engine.frozen_memory" in whole.not_frozen
     whole.trained_model(SPLITS[0]).save(tmp_path / "model.keras")  # what was not cut bears no marks

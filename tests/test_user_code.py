@@ -129,7 +129,7 @@ def test_a_download_at_the_top_of_a_program_is_told_as_one_in_load_data(tmp_path
     monkeypatch.setattr(files.config, "keras_home", lambda: str(tmp_path))
     write(tmp_path, train=MODEL + "from keras.datasets import mnist\nTRAIN, TEST = mnist.load_data()\n" + DATA)
     place = tmp_path / "datasets" / "mnist.npz"
-    said = rf"it could not download .*place it at {place}, under exactly this name \\(Keras compares its checksum"
+    said = rf"it could not download .*place it at {place}, under exactly this name .Keras compares its checksum"
     with pytest.raises(ObjectiveError, match=said):
         load_objective("train.py", tmp_path)
 

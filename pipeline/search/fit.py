@@ -75,7 +75,9 @@ def fit_recommended(
         KnownError: when the run diverges or the model cannot be saved.
     """
     everything, split, tested = _all_of(objective, split_seed(seed, 0, 0))
-    engine = Engine(objective.build_model, everything, batch_size=batch_size, seed=seed, frozen_bytes=frozen_bytes)
+    engine = Engine(
+        objective.build_model, everything, batch_size=batch_size, seed=split.seed, frozen_bytes=frozen_bytes
+    )
     steps = split.steps_per_epoch(engine.batch_size)
     table = configuration.rates(decay_epochs * steps).reshape(decay_epochs, steps)
     if plateau_rates is not None:

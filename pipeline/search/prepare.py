@@ -86,7 +86,7 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
             objective.build_model,
             objective.train,
             batch_size=config.batch_size,
-            seed=config.seed,
+            seed=splits[0].seed,  # a frozen body that is drawn at random then runs once for the first fold
             frozen_bytes=round(config.engine.frozen_memory * 2**20),
         )
     except KnownError as error:
@@ -102,6 +102,8 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
         reporter.stage("validation", f"by the {count} groups of groups(): none is on both sides of a fold")
     if engine.frozen:
         reporter.stage("model", engine.frozen)
+    elif engine.not_frozen:
+        reporter.stage("model", f"{engine.not_frozen}; the whole model runs in every step")
     if objective.own_optimizer:
         reporter.stage("optimizer", f"the model's own, {objective.own_optimizer}, gives way to the search's")
     for note in objective.notes:

@@ -11,6 +11,7 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
@@ -127,6 +128,7 @@ class Engine:
         self.plain: set[str] = set()
         self.fallback: str | None = None
         self.frozen: str | None = None
+        self.not_frozen: str | None = None
         self.source: Source = make_source(self.tf, data, self.batch_size)
         self._sample = self.source.sample
         self._programs: dict[tuple[str, int], _Program] = {}
@@ -369,12 +371,16 @@ class Engine:
             return
 
         def accept(body: Any) -> bool:
-            fits = bytes_per_sample(body) * data.samples <= self._frozen_bytes
-            return fits and is_steady(self.tf, body, self._sample[0])
+            needed = bytes_per_sample(body) * data.samples
+            if needed > self._frozen_bytes:
+                self.not_frozen = f"its fixed part's outputs need {needed / 1e6:.0f} MB, more than engine.frozen_memory"
+                return False
+            return is_steady(self.tf, body, self._sample[0])
 
         try:
             found = cut(self.keras, self.model, accept)
             if found is None:
+                self.not_frozen = self.not_frozen or self._why_not_frozen()
                 return
             self._bodies[seed] = found.digest()
             self._body_batch = source.evaluation_batch
@@ -393,6 +399,15 @@ class Engine:
         self.frozen = (
             f"its fixed part ({found.fixed}) ran once; the rest is trained on its outputs ({megabytes:.0f} MB)"
         )
+
+    def _why_not_frozen(self) -> str | None:
+        """Say why weights that are fixed take part in every step, where they are most of the model's."""
+        counts = [
+            sum(math.prod(v.shape) for v in part) for part in (self.model.variables, self.model.trainable_variables)
+        ]
+        if 2 * counts[1] > counts[0]:
+            return None
+        return "most of its weights are fixed, but layers before them are trained or draw at random"
 
     def _hold_features(self, found: Cut | None, body: str) -> None:
         """Put a body's outputs in the place of the inputs; keep as many bodies' as fit into memory."""
