@@ -90,8 +90,9 @@ def test_the_fashion_mnist_sweep_and_its_logs(example, lrtune_here, tmp_path, mo
     np.testing.assert_allclose([e.value for e in logs.Scalars("accuracy")], last["val_accuracy"], rtol=1e-5)
 
 
-def test_the_clothing_photos(example, lrtune_here, tmp_path, monkeypatch):
-    """Photos are read by class from a folder that the study file or the environment names; the body is frozen."""
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of made photos in two classes, named by the environment."""
     from PIL import Image
 
     random = np.random.default_rng(0)
@@ -101,10 +102,15 @@ def test_the_clothing_photos(example, lrtune_here, tmp_path, monkeypatch):
             for number in range(count):
                 pixels = random.integers(0, 255, (40, 30, 3)).astype("uint8")
                 Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{number}.jpg")
+    monkeypatch.setenv("CLOTHING_PHOTOS", str(tmp_path / "photos"))
+    return tmp_path / "photos"
+
+
+def test_the_clothing_photos(example, photos, lrtune_here, tmp_path, monkeypatch):
+    """Photos are read by class from a folder that the study file or the environment names; the body is frozen."""
     study = example("clothing_xception", "clothing_xception")
     keys = 'kwargs = { weights = "random", classes = 2'
     study.write_text(study.read_text().replace('kwargs = { weights = "imagenet"', keys))
-    monkeypatch.setenv("CLOTHING_PHOTOS", str(tmp_path / "photos"))
     ended = lrtune_here("check", study)
     assert ended.returncode == 0, ended.stderr
     assert "its fixed part (xception) ran once" in ended.stderr
@@ -113,6 +119,47 @@ def test_the_clothing_photos(example, lrtune_here, tmp_path, monkeypatch):
     ended = lrtune_here("check", study)
     assert ended.returncode == 1
     assert "objective.kwargs.folder" in ended.stderr
+    study.write_text(study.read_text().replace(keys, f'{keys}, folder = "photos"'))
+    monkeypatch.chdir("/")  # a relative folder starts at the study file
+    assert lrtune_here("check", study).returncode == 0
+
+
+def test_a_body_with_trained_weights_runs_once_in_a_whole_study(example, photos, lrtune_here, tmp_path, monkeypatch):
+    """For all rates and all repeats of the confirmation; the page has accuracy and gap per rate."""
+    import pipeline.training.engine as engine
+
+    body = keras.applications.Xception(weights=None, include_top=False, input_shape=(150, 150, 3))
+    body.save_weights(tmp_path / "trained.weights.h5")
+    ran, run_body = [], engine.run_body
+    monkeypatch.setattr(engine, "run_body", lambda *given: ran.append(1) or run_body(*given))
+    study = example("clothing_xception", "clothing_xception")
+    kwargs = ("--objective.kwargs.weights", tmp_path / "trained.weights.h5", "--objective.kwargs.classes", "2")
+    small = ("--epochs", "2", "--batch_size", "8", "--confirm.repeats", "2", "--workers.count", "1")
+    ended = lrtune_here("tune", study, *kwargs, *small)
+    assert ended.returncode == 0, ended.stderr
+    assert len(ran) == 1
+    report = (tmp_path / "clothing_xception" / "report.html").read_text()
+    assert "Side by side: adam, constant" in report
+    assert "Last accuracy over the learning rate, the gap shaded" in report
+
+
+def test_imagenet_weights_that_cannot_be_had_are_told_with_the_remedy(example, photos, lrtune_here, monkeypatch):
+    """Which file, where to put it, and how to go without."""
+    import urllib.error
+
+    import keras.src.utils.file_utils as files
+
+    def no_network(*_: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(files, "urlretrieve", no_network)
+    monkeypatch.setattr(files.config, "keras_home", lambda: str(photos))
+    ended = lrtune_here("check", example("clothing_xception", "clothing_xception"))
+    assert ended.returncode == 1
+    file = "xception_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    assert "build_model() could not download https://" in ended.stderr
+    assert f"place it at {photos / 'models' / file}, under exactly this name" in ended.stderr
+    assert 'give weights = "random"' in ended.stderr
 
 
 def test_the_clinical_trial_is_as_it_says():
@@ -148,8 +195,23 @@ def test_the_update_rule_is_weight_minus_rate_times_gradient():
         np.testing.assert_allclose(weight.numpy(), start - 0.1 * gradient.numpy(), atol=1e-6)
 
 
-def test_a_download_that_fails_says_what_was_tried_and_how_to_place_the_file(tmp_path, lrtune_here, monkeypatch):
-    """For data and for weights, through Keras's own `get_file`."""
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("mnist", "mnist.npz"),
+        ("fashion_mnist", "fashion-mnist/train-labels-idx1-ubyte.gz"),
+        ("cifar10", "cifar-10-batches-py-target_archive"),
+        ("cifar100", "cifar-100-python-target_archive"),
+        ("imdb", "imdb.npz"),
+        ("reuters", "reuters.npz"),
+        ("boston_housing", "boston_housing.npz"),
+        ("california_housing", "california_housing.npz"),
+    ],
+)
+def test_a_download_that_fails_says_what_was_tried_and_how_to_place_the_file(
+    tmp_path, lrtune_here, monkeypatch, name, file
+):
+    """Through Keras's own `get_file`, whichever of its datasets it is."""
     import urllib.error
 
     import keras.src.utils.file_utils as files
@@ -160,11 +222,11 @@ def test_a_download_that_fails_says_what_was_tried_and_how_to_place_the_file(tmp
     monkeypatch.setattr(files, "urlretrieve", no_network)
     monkeypatch.setattr(files.config, "keras_home", lambda: str(tmp_path))
     (tmp_path / "mine.py").write_text(
-        "import keras\n\n\ndef load_data():\n    return keras.datasets.mnist.load_data()\n\n\n"
-        "def build_model():\n    return None\n"
+        "import keras\n\n\ndef load_data():\n    return keras.datasets.NAME.load_data()\n\n\n".replace("NAME", name)
+        + "def build_model():\n    return None\n"
     )
     (tmp_path / "mine.toml").write_text('objective = "mine.py"\n')
     ended = lrtune_here("check", tmp_path / "mine.toml")
     assert ended.returncode == 1
     assert "mine.py: load_data() could not download https://" in ended.stderr
-    assert f"place it at {tmp_path / 'datasets' / 'mnist.npz'}" in ended.stderr
+    assert f"place it at {tmp_path / 'datasets' / file}" in ended.stderr
