@@ -182,7 +182,7 @@ def _load(
         groups,
         given,
         _model_digest(model, code.module),
-        _only_loss(model, train),
+        _only_loss(keras, model, train),
         _own_optimizer(keras, model),
         _own_configuration(keras, model),
         tuple(code.notes),
@@ -462,15 +462,21 @@ def _classifies(model: Any) -> bool:
     return any("crossentropy" in loss or "hinge" in loss or "focal" in loss for loss in _losses(model))
 
 
-def _only_loss(model: Any, train: Data | Stream) -> str | None:
-    """Return the name of the only loss, where samples have no weights and layers add no penalties."""
+def _only_loss(keras: Any, model: Any, train: Data | Stream) -> str | None:
+    """Return the name of the only loss, where it is the plain mean that Keras's own steps report."""
     losses = _losses(model)
-    try:
-        added = bool(model.losses)
-    except Exception:  # whatever a property of the user's own class raises
+    if len(losses) != 1 or (isinstance(train, Data) and train.sample_weight is not None):
         return None
-    weighted = isinstance(train, Data) and train.sample_weight is not None
-    return None if added or weighted or len(losses) != 1 else losses[0]
+    try:
+        own = any(
+            getattr(type(model), f) is not getattr(keras.Model, f) for f in ("train_step", "compute_loss", "test_step")
+        )
+        config = {**{"reduction": "sum_over_batch_size"}, **getattr(model.loss, "get_config", dict)()}
+        changed = config.get("label_smoothing") or config["reduction"] not in ("sum_over_batch_size", "mean")
+        weighted = (model.get_compile_config() or {}).get("loss_weights")
+        return None if own or changed or weighted or model.losses else losses[0]
+    except Exception:  # whatever a class of the user's own raises
+        return None
 
 
 def _check_targets(name: str, model: Any, data: Data) -> None:

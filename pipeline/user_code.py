@@ -80,6 +80,7 @@ class UserCode:
         """
         self.name, self.path = name, find_objective(name, study_folder) if module is None else None
         self.elsewhere: Path | None = None
+        self._given = module is not None
         self.notes: list[str] = []
         self._folders = [study_folder, *([self.path.parent] if self.path else [])]
         self.module = self._import() if module is None else module
@@ -172,12 +173,12 @@ class UserCode:
 
     @contextlib.contextmanager
     def _as_a_program(self) -> Iterator[None]:
-        """Give a file the command line it would have by itself; what it prints is no result of ours."""
-        if self.path is None:
+        """Give it the command line it would have by itself; what it prints is no result of ours."""
+        if self._given:
             yield
             return
         arguments = sys.argv
-        sys.argv = [str(self.path)]
+        sys.argv = [str(self.path or self.name)]
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield

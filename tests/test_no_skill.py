@@ -87,3 +87,31 @@ def test_a_study_says_that_nothing_was_learned_only_where_it_is_so(tmp_path, lrt
     for text in (ended.stdout, report):
         assert ("No trial learned to use the inputs" in text) == (said is not None)
         assert said is None or said in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "known"),
+    [
+        ("'mse'", True),
+        ("keras.losses.MeanSquaredError()", True),
+        ("keras.losses.MeanSquaredError(reduction='sum')", False),
+        ("keras.losses.BinaryCrossentropy(label_smoothing=0.1)", False),
+        ("keras.losses.Huber()", True),
+        ("'mse', loss_weights=[0.5]", False),
+    ],
+)
+def test_only_a_plain_loss_is_held_against_a_constant(tmp_path, loss, known):
+    """A sum, a smoothed or weighted loss, a penalty or an own step has another scale."""
+    from pipeline.objective import load_objective
+
+    text = PROGRAM.format(y="random.integers(0, 2, 600)", units=1, loss=loss)
+    (tmp_path / "train.py").write_text(text)
+    assert (load_objective("train.py", tmp_path).only_loss is not None) == known
+    if known:
+        penalised = text.replace("Dense(1)", "Dense(1, kernel_regularizer='l2')")
+        own = text.replace(
+            "def load", "class Own(keras.Sequential):\n    def train_step(self, data):\n        pass\ndef load"
+        )
+        for other in (penalised, own.replace("model = keras.Sequential", "model = Own")):
+            (tmp_path / "train.py").write_text(other)
+            assert load_objective("train.py", tmp_path).only_loss is None

@@ -345,3 +345,28 @@ def test_a_time_series_is_exported_with_the_steps_of_all_samples(tmp_path, lrtun
     )
     report = (tmp_path / "train" / "report.html").read_text()
     assert "of about 22 to 102 training" in report and "(time-series)" in report
+
+
+def test_the_report_names_the_command_that_resumes_with_its_options(tmp_path, lrtune_here):
+    """As last given, without where the trials are kept; run as printed, it is accepted."""
+    import html
+    import re
+    import shlex
+
+    (tmp_path / "train.py").write_text(HEAD + PROGRAMS["a time series"])
+    keys = 'objective = "train.py"\n[search]\noptimizers = ["adam"]\nlearning_rate = { low = 0.001, high = 0.01 }\n'
+    (tmp_path / "train.toml").write_text(keys + "[validation]\nfolds = 2\n[confirm]\nfinalists = 0\n")
+    storage = f"sqlite:///{tmp_path / 'secret-place.db'}"
+    words = ["--epochs", "2", "--search.decays", "['linear', 'cosine']", "--storage", storage]
+    for trials in ("2", "3"):
+        ended = lrtune_here("tune", tmp_path / "train.toml", *words, "--trials", trials)
+        assert ended.returncode == 0, ended.stderr
+    report = (tmp_path / "train" / "report.html").read_text()
+    said = re.search(r"Resume or extend: <code>(.*?)</code>", report)
+    assert said is not None
+    command = shlex.split(html.unescape(said.group(1)))
+    assert command[-2:] == ["--trials", "3"]
+    assert "secret-place" not in " ".join(command)
+    again = lrtune_here(*command[1:], "--storage", storage)
+    assert again.returncode == 0, again.stderr
+    assert "3 of 3 trials are there" in again.stderr

@@ -130,6 +130,8 @@ class StudyRunner:
                 self.reporter.stage("workers", f"up to {asked} trials at once from now on")
             if study.user_attrs.get("study_file") != given_keys(self.config):
                 study.set_user_attr("study_file", given_keys(self.config))  # workers that join by name read it
+                options = list(self.study.options)
+                study.set_user_attr("about", {**study.user_attrs["about"], "options": options})
             self.reporter.stage("resume", f"{self._finished(study)} of {self.config.trials} trials are there")
         with storage_errors(self.url), self.locks.mark("live") as mark, contextlib.ExitStack() as kept:
             mark.share()
