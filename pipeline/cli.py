@@ -426,14 +426,25 @@ def _write_report(settings: Any, reporter: Any = None, answer: str = "none") -> 
 def _read(context: typer.Context, path: Path, output: Path | None) -> Any:
     """Read the study file with the options that override its keys."""
     from pipeline.study_file import read_study
-    from pipeline.study_template import toml_value
 
-    overrides = parse_overrides(context.args)
-    options: list[str] = []
-    for key, value in overrides.items():
-        if not key.startswith(("storage", "mlflow")):  # where it is kept may hold a password, and is no one else's
-            options += [f"--{key}", value if isinstance(value, str) else toml_value(value)]
-    return replace(read_study(path, overrides, output), options=tuple(options))
+    return replace(read_study(path, parse_overrides(context.args), output), options=_said_again(context.args))
+
+
+def _said_again(arguments: list[str]) -> tuple[str, ...]:
+    """Return options as they were given, but for where things are kept, which may hold a password.
+
+    >>> _said_again(["--trials", "10", "--storage=sqlite:///a.db", "--monitor", "val_loss"])
+    ('--trials', '10', '--monitor', 'val_loss')
+    """
+    said: list[str] = []
+    queue = list(arguments)
+    while queue:
+        words = [queue.pop(0)]
+        if "=" not in words[0] and queue:
+            words.append(queue.pop(0))
+        if not words[0].startswith(("--storage", "--mlflow")):
+            said += words
+    return tuple(said)
 
 
 def parse_overrides(arguments: list[str]) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ import json
 import re
 import sys
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.training.splits import class_labels
 from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
-from pipeline.user_code import PREFIX, UserCode, describe_fault
+from pipeline.user_code import PREFIX, UserCode, describe_fault, layer_names
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,20 @@ def _load(
         if limit is not None:
             train, groups, given = _limited(name, train, groups, given, limit, seed, ordered)
 
-    names = _layer_names()
+    names = layer_names()
 
     def build_model() -> Any:
-        _layer_names(names)
-        model = code.call("build_model", functions["build_model"])
+        before = layer_names()
+        layer_names(names)
+        try:
+            model = code.call("build_model", functions["build_model"])
+        except ObjectiveError as error:
+            if not re.search(r"used \d+ times|should be unique", str(error)):
+                raise
+            layer_names(before)  # it keeps a layer between its models
+            model = code.call("build_model", functions["build_model"])
+        after = layer_names()
+        layer_names({name: max(before.get(name, 0), after.get(name, 0)) for name in before | after})
         _check_model(name, model, keras)
         return model
 
@@ -224,19 +232,6 @@ def _functions(
     return functions
 
 
-def _layer_names(given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Return how many layers and metrics of each kind Keras has named so far; or go back to that.
-
-    Keras numbers what has no name of its own as it is made; without going back, the second model's
-    `Precision()` would be called `precision_1`.
-    """
-    from keras.src.backend.common import global_state
-
-    if given is not None:
-        global_state.set_global_attribute("object_name_uids", defaultdict(int, given))
-    return dict(global_state.get_global_attribute("object_name_uids", {}))
-
-
 def _own_optimizer(keras: Any, model: Any) -> str | None:
     """Return the optimizer that a model was compiled with, in words; None for defaults that need no words."""
     optimizer = getattr(model, "optimizer", None)
@@ -268,7 +263,7 @@ def _own_configuration(keras: Any, model: Any) -> tuple[str, float] | None:
     try:
         config = optimizer.get_config()
         rate = config["learning_rate"]
-        if not isinstance(rate, int | float) or _own_optimizer(keras, model) is None:
+        if not isinstance(rate, int | float) or not 0 < rate < np.inf or _own_optimizer(keras, model) is None:
             return None
         for name, spec in OPTIMIZERS.items():
             other = build_optimizer(spec, rate)
@@ -316,7 +311,7 @@ def _groups_if_fit(code: UserCode, function: Callable[[], Any], raw: Any) -> NDA
         samples = make_data("groups()", training[0]).samples
     except ObjectiveError:
         return None
-    return found if found is not None and len(found) == samples else None
+    return found if found is not None and len(found) == samples and len(np.unique(found)) > 1 else None
 
 
 def _limited(
@@ -472,9 +467,16 @@ def _only_loss(keras: Any, model: Any, train: Data | Stream) -> str | None:
             getattr(type(model), f) is not getattr(keras.Model, f) for f in ("train_step", "compute_loss", "test_step")
         )
         config = {**{"reduction": "sum_over_batch_size"}, **getattr(model.loss, "get_config", dict)()}
-        changed = config.get("label_smoothing") or config["reduction"] not in ("sum_over_batch_size", "mean")
+        changed = (
+            config.get("label_smoothing")
+            or config.get("ignore_class")
+            or config["reduction"] not in ("sum_over_batch_size", "mean")
+        )
         weighted = (model.get_compile_config() or {}).get("loss_weights")
-        return None if own or changed or weighted or model.losses else losses[0]
+        masked = any(
+            getattr(layer, "mask_zero", False) or "Masking" in type(layer).__name__ for layer in model._flatten_layers()
+        )
+        return None if own or changed or weighted or masked or model.losses else losses[0]
     except Exception:  # whatever a class of the user's own raises
         return None
 

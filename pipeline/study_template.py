@@ -107,7 +107,7 @@ def new_study(objective: Path) -> tuple[Path, list[str]]:
     text = TEMPLATE.format(
         name=study.name,
         objective=objective.name.replace("\\", "\\\\").replace('"', '\\"'),
-        scheme=BY_GROUPS if "groups" in names else SCHEME,
+        scheme=BY_GROUPS if any(_gives_groups(node) for node in tree.body) else SCHEME,
         epochs=_key_line("epochs", 30, "length of a run; decays end with it", constants),
         batch_size=_key_line("batch_size", 32, "tf.data datasets bring their own", constants),
     )
@@ -119,6 +119,14 @@ def new_study(objective: Path) -> tuple[Path, list[str]]:
     except OSError as error:
         raise KnownError(f"{study}: cannot be written: {error.strerror}.") from None
     return study, notes
+
+
+def _gives_groups(node: ast.stmt) -> bool:
+    """Return whether a statement defines a function `groups` that can be called without arguments."""
+    if not isinstance(node, ast.FunctionDef) or node.name != "groups":
+        return False
+    given = node.args
+    return len(given.posonlyargs + given.args) == len(given.defaults) and None not in given.kw_defaults
 
 
 def _constants(tree: ast.Module) -> dict[str, int]:

@@ -17,14 +17,18 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import random
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+
+import numpy as np
 
 from pipeline.errors import ObjectiveError, did_you_mean
 
@@ -154,12 +158,17 @@ class UserCode:
             ) from error
 
     def _where_files_are(self, run: Callable[[], T]) -> T:
-        """Run in the working directory; where a file is missing there, again in the folders that may have it."""
+        """Run in the working directory; where a file is missing there, again in the folders that may have it.
+
+        Every attempt begins with the same random numbers and names of layers, wherever the file is.
+        """
+        begin = _beginning()
         try:
             with self._as_a_program():
                 return run()
         except Exception as error:
             for folder in _other_folders(error, self._folders):
+                begin()
                 try:
                     with self._as_a_program(), contextlib.chdir(folder):
                         result = run()
@@ -184,6 +193,41 @@ class UserCode:
                 yield
         finally:
             sys.argv = arguments
+
+
+def _beginning() -> Callable[[], None]:
+    """Return what sets random numbers and Keras's counters of names back to how they are now."""
+    drawn, numbers = random.getstate(), np.random.get_state()
+    names = layer_names() if "keras" in sys.modules else None
+    context = sys.modules.get("tensorflow.python.eager.context")
+    rng = getattr(context.context(), "_rng", None) if context is not None else None
+    operations = rng.getstate() if rng is not None else None
+
+    def begin() -> None:
+        random.setstate(drawn)
+        np.random.set_state(numbers)
+        if names is not None:
+            layer_names(names)
+        if rng is not None:
+            rng.setstate(operations)
+
+    return begin
+
+
+def layer_names(given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Return how many layers and metrics of each kind Keras has named so far; or go back to that.
+
+    Keras numbers what has no name of its own as it is made; without going back, the second model's
+    `Precision()` would be called `precision_1`.
+
+    Args:
+        given: counts to go back to.
+    """
+    from keras.src.backend.common import global_state
+
+    if given is not None:
+        global_state.set_global_attribute("object_name_uids", defaultdict(int, given))
+    return dict(global_state.get_global_attribute("object_name_uids", {}))
 
 
 def _is_missing_file(error: Exception) -> bool:
@@ -215,6 +259,7 @@ def _import_file(path: Path) -> ModuleType:
     own = _own_names(path.parent)
     if any(_is_taken(name, path.parent) for name in own):
         vars(module)["__builtins__"] = _builtins_of(path.parent, own)
+        _look_last(path.parent)
     elif str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     sys.modules[module_name] = module
@@ -262,13 +307,16 @@ class _Uncached(importlib.machinery.SourceFileLoader):
 
 # Where a name of the folder is taken, by lrtune itself ("pipeline"), by a package or by another
 # objective's helper, the folder is made a package of its own, and the import statements of its files
-# look there first.  It stays off the import path, where it would hide from lrtune and its workers
-# what they import.
+# look there first.  It stays off the import path, which worker processes inherit before they have
+# imported lrtune.
 
 
 def _own_names(folder: Path) -> frozenset[str]:
     """Return the names of modules and packages in a folder."""
     found = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+    # A folder without __init__.py gives way to a package of its name, but not to lrtune's own.
+    loose = {p.parent.name for p in folder.glob("*/*.py")} - found
+    found |= {name for name in loose if name == __package__ or not _is_taken(name, folder)}
     return frozenset(name for name in found if name.isidentifier())
 
 
@@ -280,6 +328,23 @@ def _is_taken(name: str, folder: Path) -> bool:
     except (ImportError, ValueError, AttributeError):
         return False
     return spec is not None and spec.origin is not None and folder not in Path(spec.origin).parents
+
+
+@cache
+def _look_last(folder: Path) -> None:
+    """Let everything else that asks for a module of the folder find it, as pickles do, after all other places."""
+    sys.meta_path.append(_LastFinder(folder))
+
+
+class _LastFinder(importlib.abc.MetaPathFinder):
+    """Finds the modules of a folder by their plain names, where nothing else has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """Return the module's place."""
+        return importlib.machinery.PathFinder.find_spec(fullname, [str(self.folder)]) if path is None else None
 
 
 @cache
@@ -296,12 +361,18 @@ def _folder_package(folder: Path) -> ModuleType:
 def _builtins_of(folder: Path, own: frozenset[str]) -> dict[str, Any]:
     """Return Python's built-in names with an import that looks into the folder first."""
     package = _folder_package(folder).__name__
+    taken = {name for name in own if _is_taken(name, folder)}
 
     def own_import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
         top = name.partition(".")[0]
         if level or top not in own:
             return builtins.__import__(name, globals, locals, fromlist, level)
         found = builtins.__import__(f"{package}.{name}", globals, locals, fromlist or ("",), 0)
+        if top not in taken:  # so that pickles and importlib find the same module
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                plain = ".".join(parts[:end])
+                sys.modules.setdefault(plain, sys.modules[f"{package}.{plain}"])
         return found if fromlist else sys.modules[f"{package}.{top}"]
 
     return {**vars(builtins), "__import__": own_import}

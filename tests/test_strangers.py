@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+
+from pipeline.report.export import keras_code
+from pipeline.report.records import load_record, recommend
+from pipeline.study_file import read_study
 
 HEAD = "import keras, numpy as np\nfrom keras import layers\nrandom = np.random.default_rng(0)\n"
 
@@ -318,8 +323,6 @@ def test_init_takes_over_what_the_program_says_of_itself(tmp_path, lrtune_here):
     assert ended.returncode == 0, ended.stderr
     assert "trains whenever it is imported (line 7)" in ended.stderr
     assert f"lrtune check '{tmp_path / 'my train.toml'}'" in ended.stdout
-    from pipeline.study_file import read_study
-
     config = read_study(tmp_path / "my train.toml").config
     assert (config.epochs, config.batch_size) == (7, 3)
     (tmp_path / "n.ipynb").write_text("{}")
@@ -337,12 +340,12 @@ def test_a_time_series_is_exported_with_the_steps_of_all_samples(tmp_path, lrtun
     checked = lrtune_here("check", tmp_path / "train.toml")
     assert "3 to 13 steps per epoch" in checked.stdout
     assert lrtune_here("tune", tmp_path / "train.toml").returncode == 0
-    code = (tmp_path / "train" / "best.py").read_text()
-    # 122 training samples in steps of 8
-    assert (
-        "over 4 epochs of 16 steps, of all samples" in code
-        or "constant" in (tmp_path / "train" / "best.json").read_text()
-    )
+    record = load_record(read_study(tmp_path / "train.toml"))
+    linear = record.trials[1]
+    assert linear.configuration.decay == "linear"
+    code = keras_code(record, replace(recommend(record), trial=linear, configuration=linear.configuration))
+    assert "over 4 epochs of 16 steps, of all samples" in code  # 122 training samples in steps of 8
+    assert "decay_steps=63" in code
     report = (tmp_path / "train" / "report.html").read_text()
     assert "of about 22 to 102 training" in report and "(time-series)" in report
 

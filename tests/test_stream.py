@@ -42,10 +42,14 @@ def split_of(stream: Stream, seed: int = 7) -> StreamSplit:
 
 
 def test_validation_samples_are_counted():
-    """Also where Keras knows no number of batches, and the last batch is a part of one."""
+    """By their batches; where their number is unknown, one by one, and what goes wrong then is told."""
     data = tf.data.Dataset.from_tensor_slices((X, Y))
-    for held in (data.take(37).batch(16), data.take(37).filter(lambda x, y: True).batch(16)):
-        assert streamed(data.batch(32), held).sizes == (128, 37)
+    assert streamed(data.batch(32), data.take(64).batch(32)).sizes == (128, 64)
+    unknown = data.take(37).filter(lambda x, y: True).batch(16)
+    assert streamed(data.batch(32), unknown).sizes == (128, 37)
+    broken = unknown.map(lambda x, y: (tf.debugging.check_numerics(x / tf.cast(tf.shape(x)[0] - 5, x.dtype), "odd"), y))
+    with pytest.raises(ObjectiveError, match=r"the validation dataset cannot be read: .*odd"):
+        streamed(data.batch(32), broken)
 
 
 def test_a_pipeline_trains_as_under_model_fit():

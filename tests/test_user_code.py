@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import keras
 import numpy as np
 import pytest
 
@@ -43,10 +44,28 @@ def test_a_folder_may_have_names_that_are_taken(tmp_path):
     objective = load_objective("train.py", tmp_path)
     assert np.unique(objective.train.x).tolist() == [2.0]
     assert sys.modules["pipeline"] is pipeline
-    assert str(tmp_path) not in sys.path
+    assert str(tmp_path) not in sys.path  # worker processes take it over before they have imported lrtune
     import calendar
 
     assert calendar.monthrange(2024, 2) == (3, 29)
+
+
+def test_what_is_asked_for_by_name_is_found_beside_a_name_that_is_taken(tmp_path):
+    """A package without __init__.py, importlib, and pickles, in a folder that also has a `test.py`."""
+    write(
+        tmp_path,
+        test="",
+        lrtune_loose__clean="F = 2.0",
+        lrtune_test_lazy="G = 3.0",
+        lrtune_test_kept="class Kept:\n    pass",
+        pipeline__own="H = 5.0",
+        train=MODEL + "import importlib, pickle\nfrom lrtune_loose.clean import F\nfrom pipeline.own import H\n"
+        "G = importlib.import_module('lrtune_test_lazy').G\n"
+        "def load_data():\n    kept = pickle.loads(b'\\x80\\x04clrtune_test_kept\\nKept\\n.')\n"
+        "    assert kept.__name__ == 'Kept'\n    return np.full((30, 2), F * G * H), np.arange(30) % 3\n",
+    )
+    assert load_objective("train.py", tmp_path).train.x.max() == 30.0
+    assert sys.modules["pipeline"] is pipeline
 
 
 def test_two_programs_may_have_helpers_of_the_same_name(tmp_path):
@@ -155,6 +174,52 @@ def test_names_of_metrics_do_not_depend_on_how_many_models_were_built(tmp_path):
     models = [objective.build_model() for _ in range(3)]
     assert {model.layers[-1].name for model in models} == {models[0].layers[-1].name}
     assert {model.metrics[-1].name for model in models} == {models[0].metrics[-1].name}
+
+
+def test_an_attempt_elsewhere_begins_as_the_first_did(tmp_path, monkeypatch):
+    """Data and weights do not tell from which folder a study was run."""
+    np.save(tmp_path / "w.npy", np.zeros(1))
+    text = """
+import keras, random, numpy as np
+def load_data():
+    x = np.random.permutation(60).reshape(30, 2) + random.random()
+    np.load("w.npy")
+    return x, np.arange(30) % 2
+def build_model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "sigmoid")])
+    model.compile(loss="binary_crossentropy", metrics=[keras.metrics.Precision()])
+    np.load("w.npy")
+    return model
+"""
+    write(tmp_path, train=text)
+    seen = []
+    for folder in (tmp_path, "/"):
+        monkeypatch.chdir(folder)
+        objective = load_objective("train.py", tmp_path)
+        keras.utils.set_random_seed(3)
+        model = objective.build_model()
+        seen.append((objective.train.fingerprint(), model.get_weights()[0].tolist()))
+    assert seen[0] == seen[1]
+
+
+def test_a_program_may_keep_a_layer_between_its_models(tmp_path):
+    """Its name is taken already when the second model is made."""
+    text = """
+import keras, numpy as np
+KEPT = []
+def load_data():
+    return np.zeros((30, 2)), np.arange(30) % 3
+def build_model():
+    if not KEPT:
+        KEPT.append(keras.layers.Dense(4))
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(KEPT[0](inputs)))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+"""
+    write(tmp_path, train=text)
+    objective = load_objective("train.py", tmp_path)
+    assert [len(objective.build_model().layers) for _ in range(3)] == [3, 3, 3]
 
 
 def test_datasets_that_will_not_find_their_files_are_refused(tmp_path):

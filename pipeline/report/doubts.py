@@ -85,7 +85,7 @@ def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> st
     name = record.monitor.name.removeprefix("val_")
     bar = dict(record.about.get("no_skill") or {}).get("accuracy" if name in ACCURACIES else name)
     values = [trial.value for trial in complete if trial.value is not None]
-    if bar is None or not values or _classifies_better(record, complete):
+    if bar is None or not values or _classifies_better(record, complete) or _fits_better(record, complete):
         return None
     if name in ACCURACIES:
         best, learned = max(values), False
@@ -97,8 +97,8 @@ def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> st
     if learned:
         return None
     return (
-        f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}. No learning "
-        "rate is to blame; look at the scale of the inputs, the labels, the loss and the model, or raise epochs."
+        f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}. Look at the "
+        "scale of the inputs, the labels, the loss and the model; or raise epochs, or search other learning rates."
     )
 
 
@@ -109,7 +109,15 @@ def _classifies_better(record: StudyRecord, complete: Sequence[TrialRecord]) -> 
     if bar is None or not found:
         return False
     held = sum(sizes[1] for sizes in record.about["fold_sizes"])
-    return bool(max(float(np.nanmax(curve)) for curve in found) > bar + np.sqrt(bar * (1 - bar) / held))
+    threshold = min(bar + np.sqrt(bar * (1 - bar) / held), (1 + bar) / 2)
+    return bool(max(float(np.nanmax(curve)) for curve in found) > threshold)
+
+
+def _fits_better(record: StudyRecord, complete: Sequence[TrialRecord]) -> bool:
+    """Return whether some trial's validation loss is below that of the best constant answer."""
+    bar = dict(record.about.get("no_skill") or {}).get("loss")
+    found = [c for trial in complete if len(c := trial.mean_curve("val_loss"))]
+    return bar is not None and any(float(np.nanmin(curve)) < bar * (1 - NOTHING) for curve in found)
 
 
 def _remedy(record: StudyRecord) -> str:

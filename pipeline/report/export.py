@@ -109,13 +109,13 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
     weights = ", sample_weight=..." if about.get("weighted") else ""
     data, size = "x_train, y_train", f", batch_size=BATCH_SIZE{weights}"
     if about.get("dataset"):
-        data, size = "train", ""
+        every = record.definition.get("steps_per_epoch")
+        data, size = "train", f", steps_per_epoch={every}" if every else ""
         fitted = fitted.replace("validation_data=...", "validation_data=validation")
     return f"""import keras
 
 EPOCHS = {answer.epochs}
-{"" if about.get("dataset") else f"BATCH_SIZE = {batch_size}"}
-{own}{decays}
+{"" if about.get("dataset") else f"BATCH_SIZE = {batch_size}{chr(10)}"}{own}{decays}
 learning_rate = {schedule}
 optimizer = {optimizer}
 {callbacks}

@@ -32,7 +32,10 @@ def own_finding(record: StudyRecord, answer: Recommendation) -> str | None:
     if said is None:
         return None
     trial = next((t for t in record.trials[:2] if t.source == "own"), None) if own else None
-    if trial is None or trial.state in ("running", "waiting", "failed"):
+    if trial is not None and trial.state in ("running", "waiting", "failed"):
+        how = "failed" if trial.state == "failed" else "has not run to its end yet"
+        return f"The optimizer that the model was compiled with, {said}, {how} (trial {trial.number})."
+    if trial is None:
         return f"The optimizer that the model was compiled with, {said}, was left aside."
     if trial.number == answer.trial.number:
         return "This is the optimizer that the model was compiled with."

@@ -156,7 +156,8 @@ def _checked_scheme(study: Study, objective: Objective) -> Study:
         validation = config.validation.model_copy(update={"scheme": "given"})
         return replace(study, config=config.model_copy(update={"validation": validation}))
     if objective.groups is not None and "scheme" not in config.validation.model_fields_set:
-        validation = config.validation.model_copy(update={"scheme": "group-k-fold"})
+        folds = min(config.validation.folds, len(np.unique(objective.groups)))
+        validation = config.validation.model_copy(update={"scheme": "group-k-fold", "folds": folds})
         return replace(study, config=config.model_copy(update={"validation": validation}))
     if objective.given is None and scheme == "given":
         raise KnownError(

@@ -196,6 +196,11 @@ def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, f
 def _columns_told(where: str, frame: Any) -> ObjectiveError:
     """Return what to say of a frame that no array of numbers or text can hold."""
     other = [str(name) for name, kind in zip(frame.columns, frame.dtypes, strict=True) if _is_other(kind)]
+    if not other:
+        return ObjectiveError(
+            f"{where} must hold numbers alone or text alone, got missing values among them. Fill or drop them in "
+            "load_data()."
+        )
     listed = ", ".join(other[:5]) + (f" and {len(other) - 5} more" if len(other) > 5 else "")
     return ObjectiveError(
         f"{where} must hold numbers alone or text alone, got columns of something else: {listed}. Encode them, as "
@@ -205,7 +210,10 @@ def _columns_told(where: str, frame: Any) -> ObjectiveError:
 
 def _is_other(kind: Any) -> bool:
     """Return whether a column's type is no number, as text, dates, categories and mixtures are."""
-    return getattr(kind, "kind", "O") not in "biufc"
+    known = getattr(kind, "kind", None)
+    return (
+        known not in tuple("biufc") if known is not None else not str(kind).lower().startswith(("int", "uint", "float"))
+    )
 
 
 def _convert(where: str, part: Tree, float_type: str) -> Tree:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ObjectiveError
 from pipeline.training.data import Data, leaves
 from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRule, ceiling
-from pipeline.training.frozen import Cut, bytes_per_sample, cut, is_steady, on_features, run_body
+from pipeline.training.frozen import PLAIN_MODELS, Cut, bytes_per_sample, cut, is_steady, on_features, run_body
 from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
 from pipeline.training.sources import AnySplit, ArraySource, Cursor, Source, make_source
@@ -407,7 +407,9 @@ class Engine:
         ]
         if 2 * counts[1] > counts[0]:
             return None
-        return "most of its weights are fixed, but layers before them are trained or draw at random"
+        if type(self.model).__module__ not in PLAIN_MODELS:
+            return "most of its weights are fixed, but a model of a class of its own cannot be taken apart"
+        return "most of its weights are fixed, but layers before them are trained, draw at random or mask"
 
     def _hold_features(self, found: Cut | None, body: str) -> None:
         """Put a body's outputs in the place of the inputs; keep as many bodies' as fit into memory."""

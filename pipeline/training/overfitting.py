@@ -25,7 +25,8 @@ STILL_IMPROVING = 0.02
 """A last quarter that gains more than this share of the whole descent, and more than noise, is underfit."""
 
 STEADY = 5
-"""A loss that fell at each of the last so many epochs is falling; noise does so once in 120 times."""
+"""A loss that fell from each of the last so many epochs to the next is falling: noise does so once in 120 times, and
+once in 24 where there are only four."""
 
 
 @dataclass(frozen=True)

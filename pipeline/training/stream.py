@@ -33,7 +33,7 @@ class Stream:
         batch_size: samples of the first training batch.
         first: the first training batch as arrays, or None where it has no dense form.
         shuffles: state of every shuffle, to be set at the start of a run.
-        held: samples of the validation dataset.
+        held: samples of the validation dataset; a last partial batch may count as a whole one.
     """
 
     train: Any
@@ -53,7 +53,7 @@ class Stream:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Return the training and validation samples; a last partial batch of training counts as a whole one."""
+        """Return the training and validation samples; a last partial batch may count as a whole one."""
         return self.samples, self.held
 
     def fingerprint(self) -> str:
@@ -204,13 +204,20 @@ def make_stream(where: str, datasets: Any, shuffles: list[Any], *, steps_per_epo
         int(flat[0].shape[0] or len(flat[0])),
         _first(f"{where}: the first training batch", tf, keras, batch),
         tuple(shuffles),
-        _count(tf, validation),
+        _count(tf, where, validation, int(flat[0].shape[0] or len(flat[0]))),
     )
 
 
-def _count(tf: Any, dataset: Any) -> int:
-    """Return the samples of a dataset, by one pass over it."""
-    return int(dataset.reduce(np.int64(0), lambda n, batch: n + tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]))
+def _count(tf: Any, where: str, dataset: Any, batch_size: int) -> int:
+    """Return the samples of a validation dataset: by its batches, or by one pass where their number is unknown."""
+    batches = int(dataset.cardinality())
+    if batches >= 0:
+        return max(1, batches) * batch_size
+    try:
+        return int(dataset.reduce(np.int64(0), lambda n, batch: n + tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]))
+    except Exception as error:  # whatever the pipeline's own code raises
+        said = " ".join(str(error).split())[:300]
+        raise ObjectiveError(f"{where}: the validation dataset cannot be read: {said}.") from error
 
 
 def _form(tf: Any, spec: Any) -> str:
