@@ -343,7 +343,7 @@ def test_a_time_series_is_exported_with_the_steps_of_all_samples(tmp_path, lrtun
     record = load_record(read_study(tmp_path / "train.toml"))
     linear = record.trials[1]
     assert linear.configuration.decay == "linear"
-    code = keras_code(record, replace(recommend(record), trial=linear, configuration=linear.configuration))
+    code = keras_code(record, replace(recommend(record), trial=linear))
     assert "over 4 epochs of 16 steps, of all samples" in code  # 122 training samples in steps of 8
     assert "decay_steps=63" in code
     report = (tmp_path / "train" / "report.html").read_text()

@@ -287,6 +287,7 @@ def test_a_trial_that_takes_too_long_fails_and_one_that_hangs_is_ended(tiny):
     """`trial_timeout` between epochs, and, where an epoch never ends, with its process; the study goes on."""
     (tiny.parent / "tiny.py").write_text(PAUSING_OBJECTIVE)
     options = ("--confirm.finalists", "0", "--engine.xla", "false", "--trial_timeout", "3", "--trials", "6")
+    pause(tiny.parent, "0.02")  # else all six may have ended before the long pause begins
     child = spawn(tiny, *options)
 
     def wait_for_failures(count: int) -> None:
