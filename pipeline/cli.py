@@ -331,7 +331,8 @@ def fit(
     if answer is None:
         raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
     reporter = Reporter(quiet, as_json)
-    reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all training data")
+    used = "training and validation" if record.definition.get("validation.scheme") == "given" else "training"
+    reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all {used} data")
     from pipeline.api import fit_answer
 
     with reporter.bar("epochs", answer.epochs) as bar:

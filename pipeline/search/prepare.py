@@ -96,7 +96,8 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
             f"{objective.where}: the model cannot be built on the data: {describe_fault(error, objective.path)}."
         ) from error
     monitor = find_monitor(study, engine)
-    reporter.stage("data", objective.train.describe())
+    held = "" if objective.given is None else f"; the last {objective.train.samples - objective.given} validate"
+    reporter.stage("data", f"{objective.train.describe()}{held}")
     if objective.groups is not None:
         count = len(np.unique(objective.groups))
         reporter.stage("validation", f"by the {count} groups of groups(): none is on both sides of a fold")
