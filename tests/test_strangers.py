@@ -301,6 +301,8 @@ def build_model():
     for added, keys, used in (
         (sound, "", True),
         (sound, '[validation]\nscheme = "k-fold"\n', False),
+        (sound, '[validation]\nscheme = "hold-out"\n', True),
+        (other, '[validation]\nscheme = "hold-out"\n', False),
         (other, "", False),
         ("def groups(of):\n    return of\n", "", False),
     ):

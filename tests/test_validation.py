@@ -57,6 +57,11 @@ def test_every_scheme_keeps_its_promise(folds, samples, gap, seed):
             for train, held in pairs:
                 assert len(held)
                 assert not set(group[train]) & set(group[held])
+    if len(np.unique(group)) > 1:
+        ((train, held),) = make_splits(samples, labels, groups=group, folds=1, fraction=0.2, seed=seed)
+        assert sorted([*train, *held]) == list(range(samples))
+        assert not set(group[train]) & set(group[held])
+        assert len(set(group[held])) == max(1, round(0.2 * len(np.unique(group))))
     if samples // (folds + 1) > gap:
         for train, held in make_splits(samples, None, ordered=True, gap=gap, **common):
             assert train.max() + gap < held.min()

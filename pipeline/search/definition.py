@@ -26,6 +26,8 @@ def definition_of(prepared: Prepared) -> dict[str, Any]:
     """Return what a trial's value depends on, flat: keys of the study file, the data and the model."""
     objective = prepared.objective
     facts = {"data": objective.train.fingerprint(), "model": objective.model_digest}
+    if objective.groups is not None and prepared.study.config.validation.scheme == "hold-out":
+        facts["groups held out whole"] = str(len(np.unique(objective.groups)))
     return {**prepared.study.definition(), **facts}
 
 

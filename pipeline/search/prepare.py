@@ -100,7 +100,7 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
     reporter.stage("data", f"{objective.train.describe()}{held}")
     if objective.groups is not None:
         count = len(np.unique(objective.groups))
-        reporter.stage("validation", f"by the {count} groups of groups(): none is on both sides of a fold")
+        reporter.stage("validation", f"by the {count} groups of groups(): none is on both sides")
     if engine.frozen:
         reporter.stage("model", engine.frozen)
     elif engine.not_frozen:
@@ -138,7 +138,7 @@ def _grouped(validation: ValidationSection) -> bool | None:
     """Return whether samples have groups: yes, no, or None where the objective decides by having `groups()`."""
     if validation.scheme == "group-k-fold":
         return True
-    return False if "scheme" in validation.model_fields_set else None
+    return False if "scheme" in validation.model_fields_set and validation.scheme != "hold-out" else None
 
 
 def _checked_scheme(study: Study, objective: Objective) -> Study:

@@ -114,7 +114,7 @@ def make_splits(
             )
         return _as_int32(TimeSeriesSplit(folds, gap=gap).split(np.zeros(samples)))
     if groups is not None:
-        return _group_splits(labels, groups, folds, seed)
+        return _group_hold_out(groups, fraction, seed) if folds == 1 else _group_splits(labels, groups, folds, seed)
     if folds > samples:
         raise ObjectiveError(
             f"validation.folds must not exceed the number of samples, got {folds} folds and {samples} samples. "
@@ -169,6 +169,23 @@ def _group_splits(
         if all(len(held) for _, held in found):  # stratifying few groups can leave a fold empty
             return found
     return _as_int32(GroupKFold(folds, shuffle=True, random_state=seed).split(nothing, None, groups))
+
+
+def _group_hold_out(
+    groups: NDArray[np.int64], fraction: float, seed: int
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Return one split that holds out whole groups, as many as make up their share."""
+    from sklearn.model_selection import GroupShuffleSplit
+
+    count = len(np.unique(groups))
+    held_out = max(1, round(fraction * count))
+    if count - held_out < 1:
+        raise ObjectiveError(
+            f"a hold-out of {fraction:g} of {count} groups leaves none to train on. Lower validation.fraction, or add "
+            "groups."
+        )
+    splitter = GroupShuffleSplit(n_splits=1, test_size=held_out, random_state=seed)
+    return _as_int32(splitter.split(np.zeros(len(groups)), None, groups))
 
 
 def _as_int32(pairs: Any) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
