@@ -51,7 +51,7 @@ DESCRIPTIONS = {
     "search.clipnorm": "A further dimension: every gradient's norm is clipped to this.",
     "search.batch_size": "A further dimension: a range is searched at the powers of two times `low`.",
     "validation": "How training samples are set aside to judge a trial.",
-    "validation.scheme": "Without the key, `group-k-fold` where the objective has `groups()`, and `given` where it has validation samples.",
+    "validation.scheme": "Without it `group-k-fold` where there is `groups()`, `given` where `load_data` has its own.",
     "validation.folds": "Folds of the K-fold schemes and of the time series.",
     "validation.repeats": "Repeats of `repeated-k-fold`.",
     "validation.gap": "Samples left out between training and validation of `time-series`.",
