@@ -88,14 +88,11 @@ def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> st
     if bar is None or not values or _classifies_better(record, complete) or _fits_better(record, complete):
         return None
     if name in ACCURACIES:
-        best, learned = max(values), False
+        best = max(values)
         answer = f"always answering the commonest class gives {bar:.4g}"
     else:
         best = min(values)
-        learned = best < bar * (1 - NOTHING)
         answer = f"one constant answer gives {bar:.4g}"
-    if learned:
-        return None
     return (
         f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}. Look at the "
         "scale of the inputs, the labels, the loss and the model; or raise epochs, or search other learning rates."
