@@ -240,7 +240,7 @@ def spawn(path: Path, *options: str) -> subprocess.Popen[bytes]:
 
 def wait_for_trials(path: Path, count: int, child: subprocess.Popen[bytes]) -> None:
     """Wait until the running process has finished that many trials."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if child.poll() is not None:
             pytest.fail(f"the study ended by itself: {child.stderr.read().decode() if child.stderr else ''}")
