@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ObjectiveError, did_you_mean
+from pipeline.training.batches import read_batches
 from pipeline.training.data import Data, joined, leaves, make_data
 from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
 from pipeline.training.splits import class_labels
@@ -129,12 +130,12 @@ def _load(
     _, keras = import_tensorflow()
     name, functions = code.name, _functions(code.name, code.module, kwargs, grouped)
     keras.utils.set_random_seed(seed)
-    raw = code.call("load_data", functions["load_data"])
-    if any(isinstance(part, keras.utils.PyDataset) for part in (raw if isinstance(raw, tuple | list) else (raw,))):
-        raise ObjectiveError(
-            f"{name}: load_data() returned a keras.utils.PyDataset, whose batches are made by code that keeps its own "
-            "order. Return arrays, or tf.data datasets, so that every trial can see the same batches."
-        )
+
+    @functools.wraps(functions["load_data"])
+    def load_data() -> Any:
+        return read_batches(f"{name}: load_data()", functions["load_data"](), keras.config.floatx())
+
+    raw = code.call("load_data", load_data)
     train: Data | Stream
     test: Data | None = None
     groups, given = _groups(code, functions.get("groups")) if grouped else None, None

@@ -135,7 +135,7 @@ class UserCode:
             function: the function, with its arguments filled in.
 
         Raises:
-            ObjectiveError: when it needs arguments, or for whatever it raises.
+            ObjectiveError: when it needs arguments, or for whatever else it raises.
         """
         required = [
             p.name
@@ -149,6 +149,8 @@ class UserCode:
             )
         try:
             return self._where_files_are(function)
+        except ObjectiveError:
+            raise
         except (Exception, SystemExit) as error:
             download = _failed_download(error)
             if download is not None:

@@ -105,8 +105,6 @@ BAD = [
     (MODEL + DATA + "import pandas as pd\nX = pd.DataFrame({'a': [1.0] * 30, 'town': 'x', 'on': pd.Timestamp(0)})",
      "x must hold numbers alone or text alone, got columns of something else: town, on. Encode them"),
     (MODEL + DATA + "X = np.full((30, 2), np.datetime64(0, 's'))", "x must hold numbers or strings, got dates"),
-    (MODEL + "def load_data():\n    class Own(keras.utils.PyDataset):\n        pass\n    return Own(), Own()",
-     "returned a keras.utils.PyDataset"),
     (MODEL + "def load_data(): return np.zeros((9, 2))", "An autoencoder's target is its input: return (x, x)."),
     ("from .other import x", "Name it as a module of its package: objective = \""),
 ]  # fmt: skip
