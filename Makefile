@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tune resume report dashboard test test-slow lint docs bench clean
+.PHONY: help setup tune resume report dashboard test test-slow test-data lint docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,8 +37,11 @@ dashboard: $(READY) ## open the Optuna dashboard on STUDY, at http://127.0.0.1:8
 test: $(READY) ## run the quick tests
 	@$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-slow: $(READY) ## run the tests that take minutes
-	@$(BIN)/python -m pytest -m slow
+test-slow: $(READY) ## run the tests that kill processes, start servers, or tune whole studies
+	@$(BIN)/python -m pytest -m "slow and not data" -n 2
+
+test-data: $(READY) ## run the tests on the public data in the folder that LRTUNE_DATA names
+	@$(BIN)/python -m pytest -m data
 
 lint: $(READY) ## ruff, a strict type checker, a look for secrets and for packages with known faults
 	@$(BIN)/ruff check .

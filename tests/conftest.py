@@ -112,7 +112,7 @@ def tiny(tmp_path: Path) -> Path:
 def lrtune() -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line in a process of its own, as a person runs it."""
 
-    def run(*arguments: object, cwd: Path | None = None, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pipeline", *map(str, arguments)],
             cwd=cwd,

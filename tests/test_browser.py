@@ -186,6 +186,7 @@ def test_it_can_be_used_by_keyboard(browser, report):
         assert page.get_attribute("#table th:nth-child(1)", "aria-sort") == "ascending"
 
 
+@pytest.mark.slow
 def test_a_report_of_a_thousand_trials_stays_small(tmp_path):
     """Under 6 MB for 1,000 trials of 5 folds, all of them in the table."""
     text = render(load_record(make_study(tmp_path, trials=1000, folds=5, epochs=10)))

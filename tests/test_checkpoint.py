@@ -99,6 +99,7 @@ def test_every_optimizer_goes_on_to_the_last_digit(optimizer, classification, tm
     check_resumed(lambda: next(engines), configuration, splits, tmp_path / "c", cuts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["plateau", "cosine"])
 def test_under_xla_and_with_a_scheme_that_reacts(decay, classification, tmp_path):
     """What a plateau has waited for is part of the state; XLA changes nothing."""
@@ -128,6 +129,7 @@ def test_types_that_numpy_has_not(classification, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("endless", [False, True])
 def test_a_pipeline_goes_on_with_the_shuffle_that_is_next(endless, tmp_path):
     """The same batches follow, whether epochs are passes over the data or steps on an endless one."""
@@ -215,6 +217,7 @@ def test_another_machine_goes_on_from_the_folds_in_the_storage(classification, t
     assert there.is_shared  # so the trial's end takes it away
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_inside_its_trial(tiny, tmp_path):
     """kill -9 in the midst of a long trial: what was trained is not trained again, and no number differs."""
     (tiny.parent / "tiny.py").write_text(PAUSING_OBJECTIVE)
@@ -223,7 +226,7 @@ def test_a_killed_study_goes_on_inside_its_trial(tiny, tmp_path):
     options += ("--engine.xla", "false", "--workers.count", "1", "--checkpoint.minutes", "0")
     checkpoint = tmp_path / "out" / "checkpoints" / "trial-0.npz"
     child = spawn(tiny, *options, "--output", str(tmp_path / "out"))
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not checkpoint.exists() and child.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     assert checkpoint.exists(), child.communicate()[1].decode()
@@ -235,7 +238,7 @@ def test_a_killed_study_goes_on_inside_its_trial(tiny, tmp_path):
     results = []
     for extra in (("--output", str(tmp_path / "out")), ("--fresh", "--output", str(tmp_path / "other"))):
         child = spawn(tiny, *options, *extra)
-        _, errors = child.communicate(timeout=200)
+        _, errors = child.communicate(timeout=600)
         assert child.returncode == 0, errors.decode()
         results.append([(t.user_attrs["curves"], t.value, t.params) for t in stored(tiny).trials])
     assert results[0] == results[1]

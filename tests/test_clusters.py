@@ -17,13 +17,15 @@ from optuna.trial import TrialState
 from tests.conftest import ROOT
 from tests.test_study import spawn, stored, wait_for_trials
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--engine.xla", "false", "--confirm.finalists", "0")
 
 
 def run(path: Path, output: str, *options: str) -> bytes:
     """Run a study to its end; return its curves."""
     child = spawn(path, *OPTIONS, *options, "--fresh", "--output", str(path.parent / output))
-    _, errors = child.communicate(timeout=250)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors.decode()
     return (path.parent / output / "curves.csv").read_bytes()
 
@@ -44,7 +46,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
     start("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common)
     for _ in range(2):
         start("distributed.cli.dask_worker", "--nthreads", "1", "--host", "127.0.0.1", *common)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not place.exists() and time.monotonic() < until:
         time.sleep(0.1)
     time.sleep(0.5)
@@ -75,7 +77,7 @@ def test_dask_runs_the_same_study_and_outlives_a_worker(tiny, scheduler):
     child = spawn(tiny, *OPTIONS, *options, *cluster, "--fresh", "--output", str(tiny.parent / "dask"))
     wait_for_trials(tiny, 3, child)
     os.kill(next(iter(workers_of(scheduler))), signal.SIGKILL)
-    _, errors = child.communicate(timeout=250)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors.decode()
     assert "2 through dask" in errors.decode()
     assert (tiny.parent / "dask" / "curves.csv").read_bytes() == alone
@@ -89,7 +91,7 @@ def test_an_interruption_calls_the_workers_of_a_cluster_back(tiny, scheduler):
     wait_for_trials(tiny, 3, child)
     before = workers_of(scheduler)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=100)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 130, errors.decode()
     time.sleep(5)
     count = sum(t.state.is_finished() for t in stored(tiny).trials)

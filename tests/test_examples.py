@@ -106,6 +106,7 @@ def photos(tmp_path, monkeypatch):
     return tmp_path / "photos"
 
 
+@pytest.mark.slow
 def test_the_clothing_photos(example, photos, lrtune_here, tmp_path, monkeypatch):
     """Photos are read by class from a folder that the study file or the environment names; the body is frozen."""
     study = example("clothing_xception", "clothing_xception")
@@ -124,6 +125,7 @@ def test_the_clothing_photos(example, photos, lrtune_here, tmp_path, monkeypatch
     assert lrtune_here("check", study).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_body_with_trained_weights_runs_once_in_a_whole_study(example, photos, lrtune_here, tmp_path, monkeypatch):
     """For all rates and all repeats of the confirmation; the page has accuracy and gap per rate."""
     import pipeline.training.engine as engine

@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import ROOT, TINY_OBJECTIVE, TINY_STUDY
 from tests.test_study import spawn, stored, wait_for_trials
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--confirm.finalists", "0", "--engine.xla", "false", "--workers.count", "1")
 
 
@@ -79,7 +81,7 @@ def test_hash_seed_locale_time_zone_and_place_change_no_number(tmp_path):
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), **extra},
             capture_output=True,
-            timeout=200,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr.decode()
@@ -94,7 +96,7 @@ def test_two_tunes_at_once_share_the_work(tiny):
     wait_for_trials(tiny, 1, first)
     second = spawn(tiny, *options, "--output", str(tiny.parent / "two"))
     for child in (first, second):
-        _, errors = child.communicate(timeout=200)
+        _, errors = child.communicate(timeout=600)
         assert child.returncode == 0, errors.decode()
     assert [t.number for t in stored(tiny).trials] == list(range(24))
     curves = [(tiny.parent / name / "curves.csv").read_bytes() for name in ("one", "two")]
@@ -106,7 +108,7 @@ def test_a_study_file_edited_while_it_runs_changes_nothing_of_the_run(tiny, lrtu
     child = spawn(tiny, *OPTIONS, "--trials", "20", "--epochs", "30")
     wait_for_trials(tiny, 1, child)
     tiny.write_text(tiny.read_text().replace("batch_size = 16", "batch_size = 8"))
-    _, errors = child.communicate(timeout=200)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors.decode()
     assert len(stored(tiny).trials) == 20
     again = lrtune("tune", tiny, *OPTIONS, "--trials", "20", "--epochs", "30")

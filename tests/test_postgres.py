@@ -20,7 +20,10 @@ from pipeline.storage import locks_of, open_storage
 from tests.conftest import ROOT
 from tests.postgres import Server, programs
 
-pytestmark = pytest.mark.skipif(programs() is None, reason="needs the programs of a PostgreSQL server")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(programs() is None, reason="needs the programs of a PostgreSQL server"),
+]
 
 SHORT = ("--confirm.finalists", "0", "--engine.xla", "false", "--workers.count", "1")
 
@@ -64,7 +67,7 @@ class Machine:
             text=True,
         )
 
-    def run(self, *arguments: object, timeout: float = 200) -> tuple[int, str, str]:
+    def run(self, *arguments: object, timeout: float = 600) -> tuple[int, str, str]:
         """Run a command to its end; return its exit code and what it wrote."""
         child = self.start(*arguments)
         out, err = child.communicate(timeout=timeout)
@@ -149,7 +152,7 @@ def test_a_worker_elsewhere_needs_the_name_the_storage_and_the_objective(study, 
     wait_for(lambda: sum(t.state.is_finished() for t in stored(server)) >= 1)
     code, _, err = there.run("worker", "tiny_study", "--storage", server.url)
     assert code == 0, err
-    _, err = tuning.communicate(timeout=200)
+    _, err = tuning.communicate(timeout=600)
     assert tuning.returncode == 0, err
     trials = stored(server)
     check_whole(trials, 60)
@@ -184,7 +187,7 @@ def test_a_machine_that_dies_and_one_that_freezes_lose_nothing(study, server, tm
     wait_for(lambda: not running_on(machines[1]) and (not frozen or not set(frozen) & set(running_on(machines[2]))))
     others[1].send_signal(signal.SIGCONT)
     assert others[1].wait(200) == 0, others[1].stderr.read()
-    _, err = tuning.communicate(timeout=200)
+    _, err = tuning.communicate(timeout=600)
     assert tuning.returncode == 0, err
     trials = stored(server)
     check_whole(trials, 30)
@@ -203,7 +206,7 @@ def test_a_server_that_crashes_and_comes_back_costs_nothing(study, server, tmp_p
     server.kill()
     time.sleep(3)
     server.start()
-    _, err = tuning.communicate(timeout=200)
+    _, err = tuning.communicate(timeout=600)
     assert tuning.returncode == 0, err
     assert "waiting up to" in err
     trials = stored(server)
@@ -254,7 +257,7 @@ def test_a_worker_that_dies_while_it_takes_a_trial_leaves_it_to_others(server, t
                     one.take(5)
             one._heart._trials.clear()
             other = queue_on("two", name)
-            until = time.monotonic() + 20
+            until = time.monotonic() + 300
             while not other.take_back_orphans() and other.study.get_trials(states=(TrialState.RUNNING,)):
                 assert time.monotonic() < until, name
                 time.sleep(0.1)

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.data,
     pytest.mark.timeout(1800),
     pytest.mark.skipif("LRTUNE_DATA" not in os.environ, reason="LRTUNE_DATA names no folder of public data"),
 ]

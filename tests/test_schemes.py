@@ -79,6 +79,7 @@ def test_plateau_in_the_engine_lowers_the_rate_as_its_rule_says():
         assert rates[-1] < rates[0]
 
 
+@pytest.mark.slow
 def test_a_study_of_unusual_schemes_ends_with_code_and_a_model(tiny, lrtune_here):
     """From range test to fit, with a warm-up, searched momenta and a scheme that reacts to validation."""
     text = tiny.read_text().replace('["sgd", "adam"]', '["momentum", "schedule-free-adamw", "lion"]')
@@ -104,6 +105,7 @@ def test_a_study_of_unusual_schemes_ends_with_code_and_a_model(tiny, lrtune_here
     assert lrtune_here("status", tiny, "--trials", "14").returncode == 0
 
 
+@pytest.mark.slow
 def test_batch_size_is_searched_and_exported(tiny, lrtune_here):
     """Every size is tried; tables, curves and code carry the size of their trial."""
     tiny.write_text(tiny.read_text().replace("[validation]", "batch_size = { low = 8, high = 64 }\n\n[validation]"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +40,7 @@ def test_a_trial_that_still_runs_holds_the_decision_back():
     assert rule.trials([1.0, 2.0, 2.0, 2.0, None], 100) == 4
 
 
+@pytest.mark.slow
 def test_a_study_ends_by_its_rule_and_says_so(tiny, lrtune_here):
     """With more trials asked for than are worth it; again, it adds none; without the rule, it goes on."""
     ended = lrtune_here("tune", tiny, "--trials", "60", "--stop.patience", "4", "--stop.gain", "0.3")

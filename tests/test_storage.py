@@ -117,7 +117,7 @@ def test_processes_that_start_together_make_one_database(tmp_path):
     url = f"sqlite:///{tmp_path}/a.db"
     children = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(4)]
     for child in children:
-        _, errors = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=600)
         assert child.returncode == 0, errors.decode()
 
 

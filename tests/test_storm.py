@@ -10,6 +10,8 @@ import pytest
 from tests.postgres import programs
 from tests.storm import storm
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(programs() is None, reason="needs PostgreSQL")
 def test_studies_that_are_killed_at_random_end_as_if_left_in_peace():

@@ -23,6 +23,8 @@ HEAD = "import keras, numpy as np\nfrom keras import layers\nrandom = np.random.
 PROGRAMS = {
     "regression from a CSV file, in its own units": """
 import pandas as pd
+
+pytestmark = pytest.mark.slow
 def load_data():
     table = pd.read_csv("houses.csv")
     return table.drop(columns="price"), table["price"]

@@ -194,6 +194,7 @@ repeats   = 2
 """
 
 
+@pytest.mark.slow
 def test_a_study_on_datasets_runs_and_repeats(tmp_path, lrtune_here):
     """From range test to fit; a study begun anew, and one cut in two, give the same trials."""
     (tmp_path / "streamed.py").write_text(OBJECTIVE)

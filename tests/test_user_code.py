@@ -238,6 +238,7 @@ def test_datasets_that_will_not_find_their_files_are_refused(tmp_path):
     assert load_objective("train.py", tmp_path).train.first is not None
 
 
+@pytest.mark.slow
 def test_a_program_named_as_lrtune_is_tuned_by_workers(tmp_path, lrtune):
     """Its own processes still find themselves."""
     write(

@@ -119,6 +119,7 @@ def test_the_test_set_is_held_out_as_the_scheme_wants_it(parametric):
     np.testing.assert_array_equal(in_time.test.x[:, 0], np.arange(80, 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheme", "kwargs", "runs"),
     [
