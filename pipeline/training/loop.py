@@ -7,11 +7,13 @@ records each step's loss, and stops at the step where the divergence rule says s
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import KnownError
 from pipeline.training.sources import StreamSource
+from pipeline.training.strided_convolution import sliced_first
 from pipeline.training.xla_random import philox
 
 
@@ -105,7 +107,7 @@ class Loop:
                 stay in the plain graph, whose shapes may vary.
         """
         tf, model, source = self.tf, self.model, self.source
-        sized = isinstance(source, StreamSource)
+        sized, on_gpu = isinstance(source, StreamSource), bool(tf.config.list_physical_devices("GPU"))
 
         def one_step(token: Any, feed: Any, row: Any) -> tuple[Any, Any]:
             model.optimizer = optimizer
@@ -113,7 +115,8 @@ class Loop:
             for metric in model.metrics:
                 if metric.name == "loss":  # so that what the step returns is this batch's own loss
                     metric.reset_state()
-            logs = scalars(model.train_step(source.batch(token, feed)))
+            with nullcontext() if on_gpu else sliced_first():
+                logs = scalars(model.train_step(source.batch(token, feed)))
             loss = tf.cast(logs["loss"], tf.float32)
             carried = self.train_names if self.own_train_step else []
             return loss, tf.stack([tf.cast(logs[name], tf.float32) for name in carried]) if carried else tf.zeros([0])

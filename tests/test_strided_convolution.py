@@ -1,0 +1,59 @@
+"""Strided 1×1 convolutions train by another kernel, with the same numbers, whatever the batches' sizes."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from pipeline.training.engine import Engine
+from pipeline.training.splits import Split
+from pipeline.training.strided_convolution import sliced_first
+from tests.test_engine import LABELS, make_data
+
+RNG = np.random.default_rng(8)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("strides", [(2,), (2, 3), (1, 2), (2, 1, 4)])
+def test_it_is_the_same_convolution(strides, padding, size):
+    """In one to three dimensions, also with a stride of its own in each."""
+    rank = len(strides)
+    inputs = RNG.standard_normal((3, *[size] * rank, 5)).astype("float32")
+    kernel = RNG.standard_normal((*[1] * rank, 5, 4)).astype("float32")
+    wide = RNG.standard_normal((*[3] * rank, 5, 4)).astype("float32")
+    for one in (kernel, wide):
+        plain = ops.conv(inputs, one, strides, padding)
+        with sliced_first():
+            np.testing.assert_allclose(ops.conv(inputs, one, strides, padding), plain, rtol=1e-5, atol=1e-5)
+    with sliced_first():
+        np.testing.assert_allclose(ops.conv(inputs, kernel, 2, padding), ops.conv(inputs, kernel, [2] * rank, padding))
+
+
+def residual(sliced: bool) -> keras.Model:
+    """A residual block as in a ResNet, its shortcut strided or sliced by hand."""
+    inputs = keras.Input((16, 16, 8))
+    short = layers.Conv2D(16, 1)(inputs[:, ::2, ::2]) if sliced else layers.Conv2D(16, 1, strides=2)(inputs)
+    hidden = layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.add([hidden, short]))))
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    return model
+
+
+def test_a_residual_network_trains_on_batches_of_any_size():
+    """TensorFlow ends the process on the smaller last batch where its kernel is faulty."""
+    data = make_data("test", RNG.uniform(size=(150, 16, 16, 8)), LABELS)
+    split = Split(np.arange(109, dtype=np.int32), np.arange(109, 150, dtype=np.int32), 7)  # the last batch has 13
+    weights, losses = [], []
+    for sliced in (False, True):
+        engine = Engine(lambda sliced=sliced: residual(sliced), data, batch_size=32)
+        run = engine.start("adam", split)
+        epochs = [run.epoch(np.full(split.steps_per_epoch(32), 0.01)) for _ in range(8)]
+        losses.append(np.concatenate([epoch.losses for epoch in epochs]))
+        weights.append(engine.trained_model(split).get_weights())
+    assert len(losses[0]) == 32 and losses[0][-1] < losses[0][0]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
