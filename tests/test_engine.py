@@ -184,6 +184,8 @@ def taken(tree, index):
     """Index every array of a tree; strings as the tensors that `model.fit` wants them."""
     if isinstance(tree, dict):
         return {k: taken(v, index) for k, v in tree.items()}
+    if hasattr(tree, "iloc"):
+        return tree.iloc[index]
     return keras.ops.convert_to_tensor(tree[index]) if tree.dtype.kind == "U" else tree[index]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers
 
@@ -87,6 +88,29 @@ def mixed_precision() -> keras.Model:
     return model
 
 
+def quantiles() -> keras.Model:
+    """A loss that compares a column of targets with several outputs."""
+
+    def pinball(y_true, y_pred):
+        error = y_true - y_pred
+        return keras.ops.mean(keras.ops.maximum(0.9 * error, -0.1 * error), axis=-1)
+
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, activation="tanh"), layers.Dense(3)])
+    model.compile(loss=pinball)
+    return model
+
+
+def columns() -> keras.Model:
+    """Inputs by name, of one column each, with the dimension of the column or without."""
+    inputs = {"a": keras.Input((1,)), "kind": keras.Input((), dtype="int64")}
+    known = layers.IntegerLookup(vocabulary=[5, 6], output_mode="one_hot")(inputs["kind"])
+    model = keras.Model(inputs, layers.Dense(1)(layers.concatenate([inputs["a"], known])))
+    model.compile(loss="mse", weighted_metrics=["mae"])
+    return model
+
+
+FRAME = pd.DataFrame({"a": X[:, 0], "kind": LABELS + 5})
+
 CLASS_WEIGHTS = np.array([0.2, 1.0, 3.0], "float32")[LABELS]
 
 CASES = {
@@ -96,6 +120,12 @@ CASES = {
     "strings": (words, (WORDS, LABELS), 1e-4),
     "frozen body": (transfer, (X, LABELS), 1e-4),
     "class weights as sample weights": (dense, (X, LABELS, CLASS_WEIGHTS), 1e-4),
+    "a frame and a series": (quantiles, (pd.DataFrame(X), pd.Series(TARGET[:, 0])), 1e-4),
+    "a series for each input, and weights": (
+        columns,
+        (dict(FRAME), pd.Series(TARGET[:, 0]), pd.Series(CLASS_WEIGHTS)),
+        1e-4,
+    ),
     "mixed precision": (mixed_precision, (X, LABELS), 2e-2),
 }
 

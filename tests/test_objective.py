@@ -147,9 +147,9 @@ def test_the_fingerprint_sees_every_change_of_the_data():
 
 
 def test_pandas_strings_and_categories_become_arrays():
-    """Text columns stay text; a categorical column becomes its values."""
+    """Text columns stay text; a categorical column becomes its values; a series becomes a column, as in `model.fit`."""
     frame = pd.DataFrame({"a": [1.5, 2.5], "b": [1, 2]})
     data = make_data("t", {"numbers": frame, "words": pd.Series(["x", "y"])}, pd.Series(["p", "q"], dtype="category"))
     assert data.x["numbers"].dtype == np.float32
-    assert data.x["words"].tolist() == ["x", "y"]
-    assert data.y.tolist() == ["p", "q"]
+    assert data.x["words"].tolist() == [["x"], ["y"]]
+    assert data.y.tolist() == [["p"], ["q"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -125,11 +126,17 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "__array__") or hasattr(value, "to_numpy")
 
 
+def _is_series(value: Any) -> bool:
+    return "pandas" in sys.modules and isinstance(value, sys.modules["pandas"].Series)
+
+
 def _to_array(value: Any, float_type: str) -> np.ndarray:
     """Turn what Keras users pass as data into an array of the dtype `model.fit` would use."""
     if hasattr(value, "toarray"):  # a SciPy sparse matrix
         value = value.toarray()
     array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    if array.ndim == 1 and _is_series(value):
+        array = array[:, np.newaxis]  # as `model.fit` does, for losses and layers that look at the shape
     if array.dtype.kind == "f" and array.dtype.itemsize > 2:
         return array.astype(float_type, copy=False)
     if array.dtype == object:
