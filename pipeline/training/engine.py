@@ -12,11 +12,9 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 from __future__ import annotations
 
 import math
-import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +27,7 @@ from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRul
 from pipeline.training.frozen import PLAIN_MODELS, Cut, bytes_per_sample, cut, is_steady, on_features, run_body
 from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
+from pipeline.training.seeds import graphs_kept, own_draws
 from pipeline.training.sources import AnySplit, ArraySource, Cursor, Source, make_source
 from pipeline.training.stream import Stream
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -346,8 +345,9 @@ class Engine:
     # -- building ---------------------------------------------------------------------------
 
     def _new_model(self, seed: int) -> Any:
-        self.keras.utils.set_random_seed(seed % 2**32)
-        return self.build_model()
+        with graphs_kept():
+            self.keras.utils.set_random_seed(seed % 2**32)
+            return self.build_model()
 
     def _global_seed_generator(self) -> Any:
         """Return the generator behind random operations that were given no seed."""
@@ -695,23 +695,6 @@ class Run:
         )
         self.steps_done += len(result.losses)
         return result
-
-
-@contextmanager
-def own_draws(seed: int) -> Iterator[None]:
-    """While a model is built, let Keras draw its seeds from a generator that no other thread draws from.
-
-    Keras takes them from Python's global generator, which a cluster's worker uses in other threads too; a draw of
-    theirs in between would change every weight.  The numbers are those that `set_random_seed` leads to.
-    """
-    from keras.src.random import seed_generator
-
-    shared = seed_generator.python_random
-    seed_generator.python_random = random.Random(seed % 2**32)
-    try:
-        yield
-    finally:
-        seed_generator.python_random = shared
 
 
 def _overrides(keras: Any, model: Any, name: str) -> bool:

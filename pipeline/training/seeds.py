@@ -1,0 +1,73 @@
+"""Seeds of a run, set so that other threads change no number and TensorFlow need not prepare its graphs anew."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.training.tensorflow_import import import_tensorflow
+
+_drawn: list[bool] = []
+"""Holds one value from the moment on that operations are watched: whether one has drawn from a seed of its own."""
+
+
+@contextmanager
+def own_draws(seed: int) -> Iterator[None]:
+    """While a model is built, let Keras draw its seeds from a generator that no other thread draws from.
+
+    Keras takes them from Python's global generator, which a cluster's worker uses in other threads too; a draw of
+    theirs in between would change every weight.  The numbers are those that `set_random_seed` leads to.
+    """
+    from keras.src.random import seed_generator
+
+    shared = seed_generator.python_random
+    seed_generator.python_random = random.Random(seed % 2**32)
+    try:
+        yield
+    finally:
+        seed_generator.python_random = shared
+
+
+@contextmanager
+def graphs_kept() -> Iterator[None]:
+    """While this lasts, setting a seed throws prepared graphs away only where operations keep a state of their own.
+
+    `tf.random.set_seed` empties TensorFlow's cache of prepared operations so that those that remember how much they
+    have drawn (`tf.random.normal`, `tf.nn.dropout`) begin anew.  Every graph is then prepared again at its next
+    call, which takes a second for a recurrent model, for every fold.  Keras's own random operations take their
+    state as an input; as long as only they were used, nothing in the cache depends on a seed.
+    """
+    import_tensorflow()
+    from tensorflow.python import pywrap_tfe
+
+    first = not _drawn
+    _watch_operations()
+    clear = pywrap_tfe.TFE_ContextClearCaches
+
+    def clear_if_drawn(handle: Any) -> None:
+        if first or _drawn[0]:
+            clear(handle)
+
+    pywrap_tfe.TFE_ContextClearCaches = clear_if_drawn
+    try:
+        yield
+    finally:
+        pywrap_tfe.TFE_ContextClearCaches = clear
+
+
+def _watch_operations() -> None:
+    """Notice from now on, in this process, whether an operation asks for a seed to keep."""
+    from tensorflow.python.framework import random_seed
+
+    if _drawn:
+        return
+    get_seed = random_seed.get_seed
+    _drawn.append(False)
+
+    def noticed(op_seed: Any) -> Any:
+        _drawn[0] = True
+        return get_seed(op_seed)
+
+    random_seed.get_seed = noticed
