@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pipeline.errors import KnownError
 from pipeline.progress import Reporter
+from pipeline.report.doubts import doubts_of
 from pipeline.report.export import check_writable, write_files, write_results
 from pipeline.report.figures.curves import curves_info
 from pipeline.report.figures.mattered import landscape_info
 from pipeline.report.figures.range_tests import range_test_info
 from pipeline.report.page import render
 from pipeline.report.records import load_record, recommend
+from pipeline.report.summary import summary
 from pipeline.search.prepare import prepare
 from pipeline.search.study import StudyRunner
 from pipeline.study_file import Study, read_study
@@ -200,3 +204,34 @@ def test_a_results_folder_that_is_a_file_is_refused(tmp_path):
         check_writable(tmp_path / "taken" / "below")
     check_writable(tmp_path / "new" / "below")
     assert [p.name for p in Path(tmp_path).iterdir()] == ["taken"]
+
+
+def test_repeats_that_share_their_split_have_the_plain_paired_interval(finished):
+    """With validation data of the user's own, as SciPy has it; the answer says what it speaks of."""
+    record = load_record(finished)
+    default, other = record.baseline.number, next(t.number for t in record.ranked() if not t.baseline)
+    values = {str(default): [[0.62], [0.94], [0.87], [1.08]], str(other): [[0.31], [0.36], [0.35], [0.36]]}
+    confirm = {"values": values, "candidates": [default, other], "repeats": 4}
+    fresh, shared = (
+        replace(record, confirm=confirm, definition={**record.definition, "validation.scheme": scheme})
+        for scheme in ("hold-out", "given")
+    )
+    plain = stats.ttest_rel([0.62, 0.94, 0.87, 1.08], [0.31, 0.36, 0.35, 0.36]).confidence_interval()
+    interval = recommend(shared).improvement
+    assert (interval.low, interval.high) == (pytest.approx(plain.low), pytest.approx(plain.high))
+    assert "on this validation data" in summary(shared, [])
+    wider = recommend(fresh).improvement
+    assert wider.low < interval.low and wider.high > interval.high
+    assert "on this validation data" not in summary(fresh, [])
+
+
+def test_a_search_that_mostly_diverged_says_so(finished):
+    """Not where half of the trials ran, nor where there were few."""
+    record = load_record(finished)
+    assert len(record.trials) == 8
+    for count, said in ((4, False), (5, True)):
+        trials = [replace(t, diverged_at=(0, 3) if i < count else None) for i, t in enumerate(record.trials)]
+        found = doubts_of(replace(record, trials=trials), recommend(record))
+        assert any(f"{count} of 8 trials diverged" in doubt for doubt in found) is said
+    few = [replace(t, diverged_at=(0, 3)) for t in record.trials[:3]]
+    assert not any("diverged:" in doubt for doubt in doubts_of(replace(record, trials=few), recommend(record)))

@@ -15,6 +15,9 @@ NOTHING = 0.01
 ACCURACIES = ("accuracy", "acc", "binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy")
 """Metrics that are the share of right answers."""
 
+MANY_DIVERGED = 3
+"""With more trials than this, of which more than half diverged, the bounds were too high."""
+
 FEW_SAMPLES = 50
 """Fewer validation samples than this in a fold make its value coarse: one of them is 2% of an accuracy."""
 
@@ -64,8 +67,14 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
         )
     elif answer.tied_with and len(answer.tied_with) + 1 >= len(_candidates(record)):
         found.append(
-            "The noise between repeats is larger than the differences between the finalists and the Keras default: "
-            "this study cannot tell them apart; more data or more confirm.repeats may."
+            "The confirmation cannot tell the finalists and the Keras default apart: every interval of their "
+            "differences reaches zero; more data or more confirm.repeats may."
+        )
+    diverged, ended = record.count("diverged"), sum(t.state in ("complete", "pruned") for t in record.trials)
+    if ended > MANY_DIVERGED and diverged > ended / 2:
+        found.append(
+            f"{diverged} of {ended} trials diverged: the search reached far above the rates that train this model; "
+            "lower search.learning_rate, or raise trials so that it finds the way down."
         )
     if record.widened is not None:
         note = widening_note(record.widened)
@@ -119,9 +128,9 @@ def _fits_better(record: StudyRecord, complete: Sequence[TrialRecord]) -> bool:
 
 def _remedy(record: StudyRecord) -> str:
     """Say how a fold gets more validation samples."""
-    scheme = record.definition.get("validation.scheme")
-    if scheme == "given" or record.about.get("dataset"):
+    if record.one_split:
         return "add validation data"
+    scheme = record.definition.get("validation.scheme")
     return "add data, or raise validation.fraction" if scheme == "hold-out" else "add data, or use fewer folds"
 
 

@@ -141,6 +141,11 @@ class StudyRecord:
         best = float(curve[int(np.argmin(self.monitor.cost(curve)))])
         return best if math.isfinite(best) else None
 
+    @property
+    def one_split(self) -> bool:
+        """Return whether every run is validated on the same samples, which the objective brings."""
+        return self.definition.get("validation.scheme") == "given" or bool(self.about.get("dataset"))
+
     def count(self, outcome: str) -> int:
         """Return the number of trials that ended so."""
         return sum(t.outcome == outcome for t in self.trials)
@@ -159,6 +164,7 @@ class Recommendation:
         improvement: how much better than the default, above zero is better, or None.
         tied_with: trials that cannot be told from the recommended one.
         fold_runs: number of paired runs behind the interval.
+        one_split: whether these runs share their validation samples, so that the interval speaks of those alone.
     """
 
     trial: TrialRecord
@@ -169,6 +175,7 @@ class Recommendation:
     improvement: Interval | None
     tied_with: tuple[TrialRecord, ...]
     fold_runs: int
+    one_split: bool
 
     @property
     def configuration(self) -> Configuration:
@@ -287,7 +294,9 @@ def recommend(record: StudyRecord) -> Recommendation | None:
     if not ranked:
         return None
     by_number = {trial.number: trial for trial in record.trials}
-    ratio = float(np.mean([held / trained for trained, held in record.about["fold_sizes"]]))
+    # Repeats on validation data of the user's own share their samples: they differ by their seeds alone.
+    sizes = record.about["fold_sizes"]
+    ratio = 0.0 if record.one_split else float(np.mean([held / trained for trained, held in sizes]))
     baseline = record.baseline
     baseline_number = baseline.number if baseline is not None else -1
     costs = _confirmed_costs(record)
@@ -317,6 +326,7 @@ def recommend(record: StudyRecord) -> Recommendation | None:
         improvement=verdict.improvement,
         tied_with=tuple(by_number[number] for number in verdict.tied_with),
         fold_runs=len(runs),
+        one_split=record.one_split,
     )
 
 

@@ -18,7 +18,8 @@ def _evidence(answer: Recommendation) -> str:
     gain = f" ({answer.baseline_value:.4g}; gain {answer.improvement.mean:.3g}"
     if answer.fold_runs < 2:
         return f"{gain})"
-    return f"{gain}, 95% interval {answer.improvement.low:.3g} to {answer.improvement.high:.3g})"
+    where = " on this validation data" if answer.one_split else ""
+    return f"{gain}, 95% interval {answer.improvement.low:.3g} to {answer.improvement.high:.3g}{where})"
 
 
 def own_finding(record: StudyRecord, answer: Recommendation) -> str | None:
