@@ -34,6 +34,7 @@ from pipeline.errors import (
     NoAnswerError,
     did_you_mean,
 )
+from pipeline.words import counted
 
 EXIT_CODES = """Exit codes: 0 done; 1 a known error, explained on standard error; 2 wrong usage;
 3 unexpected, with the path of a log; 130 interrupted, with the command that resumes."""
@@ -332,7 +333,7 @@ def fit(
         raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
     reporter = Reporter(quiet, as_json)
     used = "training and validation" if record.definition.get("validation.scheme") == "given" else "training"
-    reporter.stage("fit", f"{answer.configuration.describe()}, {answer.epochs} epochs on all {used} data")
+    reporter.stage("fit", f"{answer.configuration.describe()}, {counted(answer.epochs, 'epoch')} on all {used} data")
     from pipeline.api import fit_answer
 
     with reporter.bar("epochs", answer.epochs) as bar:

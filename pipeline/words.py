@@ -20,6 +20,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "epoch"), counted(30, "epoch")
+    ('1 epoch', '30 epochs')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def describe_configuration(
     optimizer: str,
     learning_rate: float,

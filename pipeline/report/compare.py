@@ -18,7 +18,7 @@ from pipeline.report.figures.compared import (
 from pipeline.report.figures.course import busy_seconds
 from pipeline.report.html import Figures, page
 from pipeline.report.records import Recommendation, StudyRecord, recommend
-from pipeline.words import duration
+from pipeline.words import counted, duration
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def compare_text(records: Sequence[StudyRecord]) -> str:
     for row in rows:
         spread = f" ± {row.value_std:.2g}" if row.value_std is not None else ""
         gain = f", gain over the default {row.gain[0]:.3g} ({row.gain[1]:.3g} to {row.gain[2]:.3g})" if row.gain else ""
-        answer = f"{row.answer}, {row.epochs} epochs" if row.answer else "no answer"
+        answer = f"{row.answer}, {counted(row.epochs, 'epoch')}" if row.answer and row.epochs else "no answer"
         value = f"{row.monitor} {row.value:.4g}{spread}{gain}" if row.value is not None else row.headline
         lines += [
             "",

@@ -12,6 +12,7 @@ from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
 from pipeline.report.records import StudyRecord, recommend
 from pipeline.storage import open_storage, storage_errors
+from pipeline.words import counted
 
 if TYPE_CHECKING:
     from pipeline.study_file import Study
@@ -107,7 +108,7 @@ def note(record: StudyRecord) -> str:
         return "\n".join(["**No answer yet.**", "", *(f"- {doubt}" for doubt in doubts_of(record, None))])
     gain = answer.improvement
     lines = [
-        f"## Train with {answer.configuration.describe()} for {answer.epochs} epochs",
+        f"## Train with {answer.configuration.describe()} for {counted(answer.epochs, 'epoch')}",
         "",
         f"This is {answer.headline}.",
         "",

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.report.records import Recommendation, StudyRecord, TrialRecord
 from pipeline.search.space import widening_note
+from pipeline.words import counted
 
 NOTHING = 0.01
 """A loss within this share of the best constant answer's shows that nothing was learned."""
@@ -33,6 +34,7 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
         return ["No trial ran through: every one diverged, failed, or is still to run."]
     found = []
     epochs = record.about["epochs"]
+    length = counted(epochs, "epoch")
     complete = [trial for trial in record.trials if trial.state == "complete"]
     unfinished = record.count("waiting") + record.count("running")
     if unfinished:
@@ -48,17 +50,17 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
         )
     if len(complete) > 1 and all(trial.verdict == "underfit" for trial in complete):
         found.append(
-            f"Every trial was still improving after {epochs} epochs: the study ranks who learns fastest, not who "
+            f"Every trial was still improving after {length}: the study ranks who learns fastest, not who "
             "ends best; raise epochs."
         )
     elif answer.epochs == epochs:
         found.append(
-            f"The recommended run is still at its best in the last of {epochs} epochs; "
+            f"The recommended run is still at its best in the last of {length}; "
             "raise epochs to see whether more training helps."
         )
     elif answer.trial.verdict == "underfit":
         found.append(
-            f"The loss of the recommended run was still falling after {epochs} epochs, though {record.monitor.name} "
+            f"The loss of the recommended run was still falling after {length}, though {record.monitor.name} "
             "was best before; raise epochs to see whether more training helps."
         )
     if not answer.confirmed:

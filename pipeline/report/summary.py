@@ -9,6 +9,7 @@ from pipeline.report.doubts import doubts_of
 from pipeline.report.export import keras_code
 from pipeline.report.records import Recommendation, StudyRecord, recommend
 from pipeline.report.sweep import sweeps_of
+from pipeline.words import counted
 
 
 def _evidence(answer: Recommendation) -> str:
@@ -59,7 +60,7 @@ def summary(record: StudyRecord, paths: Sequence[Path]) -> str:
     spread = f" ± {answer.value_std:.2g}" if answer.value_std is not None else ""
     lines = [
         "",
-        f"Train with {answer.configuration.describe()} for {answer.epochs} epochs.",
+        f"Train with {answer.configuration.describe()} for {counted(answer.epochs, 'epoch')}.",
         f"{record.monitor.name} {answer.value:.4g}{spread}: {answer.headline}{_evidence(answer)}.",
     ]
     ties = [

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -211,4 +212,4 @@ def _loads(keras: Any, path: Path) -> bool:
 def _first_sentence(error: Exception) -> str:
     """Return what an error says first; Keras's go on for pages."""
     said = " ".join(str(error).split()).partition(". ")[0].partition(" Full object config")[0].rstrip(".:")
-    return (said[:157] + "...") if len(said) > 160 else said or type(error).__name__
+    return shorten(said, 160, placeholder=" ...") or type(error).__name__

@@ -173,11 +173,11 @@ def make_stream(where: str, datasets: Any, shuffles: list[Any], *, steps_per_epo
     size = int(train.cardinality())
     if steps_per_epoch is None and size < 0:
         endless = size == tf.data.INFINITE_CARDINALITY
-        kind = "endless" if endless else "of unknown size"
+        kind = "endless, so an epoch has no end" if endless else "of unknown size, so no decay can be laid out over it"
         way = ".take(n)" if endless else ".apply(tf.data.experimental.assert_cardinality(n))"
         raise ObjectiveError(
-            f"{where}: the training dataset is {kind}, so an epoch has no end. Set steps_per_epoch in the study "
-            f"file (batches of an epoch), or give the dataset its number of batches with {way}."
+            f"{where}: the training dataset is {kind}. Set steps_per_epoch in the study file (batches of an "
+            f"epoch), or give the dataset its number of batches with {way}."
         )
     for name, part in (("validation", validation), ("test", test)):
         if part is not None and int(part.cardinality()) == tf.data.INFINITE_CARDINALITY:
