@@ -59,6 +59,7 @@ docs: $(READY) ## make the reference pages of docs/ from the code
 bench: $(READY) ## measure lrtune against model.fit and a plain Optuna script
 	@$(BIN)/python -m benchmarks.epoch
 	@$(BIN)/python -m benchmarks.engine
+	@$(BIN)/python -m benchmarks.new_seeds
 	@$(BIN)/python -m benchmarks.memory
 	@$(BIN)/python -m benchmarks.folds
 	@$(BIN)/python -m benchmarks.study
