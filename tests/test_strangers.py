@@ -18,13 +18,13 @@ from pipeline.report.export import keras_code
 from pipeline.report.records import load_record, recommend
 from pipeline.study_file import read_study
 
+pytestmark = pytest.mark.slow
+
 HEAD = "import keras, numpy as np\nfrom keras import layers\nrandom = np.random.default_rng(0)\n"
 
 PROGRAMS = {
     "regression from a CSV file, in its own units": """
 import pandas as pd
-
-pytestmark = pytest.mark.slow
 def load_data():
     table = pd.read_csv("houses.csv")
     return table.drop(columns="price"), table["price"]
