@@ -22,7 +22,6 @@ def cleared(monkeypatch):
     clear = pywrap_tfe.TFE_ContextClearCaches
     monkeypatch.setattr(pywrap_tfe, "TFE_ContextClearCaches", lambda handle: (count.append(handle), clear(handle)))
     monkeypatch.setattr(seeds, "_drawn", [])
-    monkeypatch.setattr(tf.random, "set_seed", tf.random.set_seed)
     from tensorflow.python.framework import random_seed
 
     monkeypatch.setattr(random_seed, "get_seed", random_seed.get_seed)

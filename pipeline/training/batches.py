@@ -8,13 +8,12 @@ Python in the training loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ObjectiveError
-from pipeline.training.data import Data, Tree, leaves, make_data
+from pipeline.training.data import Data, Tree, leaves, make_data, map_trees
 from pipeline.training.tensorflow_import import import_tensorflow
 
 MEMORY_SHARE = 0.5
@@ -69,9 +68,10 @@ def _read(where: str, dataset: Any, float_type: str) -> tuple[Tree, ...]:
         )
     batches = [first, *(_batch(where, dataset, i, float_type) for i in range(1, count))]
     try:
-        return tuple(_one_after_another(parts) for parts in zip(*(b.parts() for b in batches), strict=True))
+        whole: tuple[Tree, ...] = map_trees(lambda *parts: np.concatenate(parts), *(batch.parts() for batch in batches))
     except (TypeError, ValueError, KeyError) as error:
         raise ObjectiveError(f"{where}: all batches must have the form of the first, got others ({error}).") from error
+    return whole
 
 
 def _batch(where: str, dataset: Any, number: int, float_type: str) -> Data:
@@ -93,16 +93,6 @@ def _same(one: Data, other: Data) -> bool:
     return [path for path, _ in first] == [path for path, _ in second] and all(
         np.array_equal(a, b) for (_, a), (_, b) in zip(first, second, strict=True)
     )
-
-
-def _one_after_another(trees: Sequence[Tree]) -> Tree:
-    """Return the arrays of many trees of one form, concatenated along axis 0."""
-    first = trees[0]
-    if isinstance(first, Mapping):
-        return {key: _one_after_another([tree[key] for tree in trees]) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(_one_after_another(parts) for parts in zip(*trees, strict=True))
-    return np.concatenate(trees)
 
 
 def _memory_limit() -> float:

@@ -80,15 +80,16 @@ def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
     return function(tree)
 
 
-def map_trees(function: Callable[[Any, Any], Any], first: Tree, second: Tree) -> Tree:
-    """Apply `function` to the leaves of two trees of the same form, in pairs."""
-    if first is None or second is None:
+def map_trees(function: Callable[..., Any], *trees: Tree) -> Tree:
+    """Apply `function` to the leaves of trees of the same form, those of one place together."""
+    first = trees[0]
+    if any(tree is None for tree in trees):
         return None
     if isinstance(first, Mapping):
-        return {key: map_trees(function, value, second[key]) for key, value in first.items()}
+        return {key: map_trees(function, *(tree[key] for tree in trees)) for key in first}
     if isinstance(first, tuple | list):
-        return type(first)(map_trees(function, a, b) for a, b in zip(first, second, strict=True))
-    return function(first, second)
+        return type(first)(map_trees(function, *parts) for parts in zip(*trees, strict=True))
+    return function(*trees)
 
 
 def joined(first: Data, second: Data) -> Data:
