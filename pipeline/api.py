@@ -31,6 +31,7 @@ from pipeline.report.summary import summary
 from pipeline.search.range_test import RangeTest, analyse_ramp, ramp, run_range_test
 from pipeline.study_file import Study, read_study, study_of
 from pipeline.study_template import as_toml
+from pipeline.training.divergence import RANGE_TEST_RULE, diverges
 from pipeline.training.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS, find_optimizer
 from pipeline.training.splits import Split
 
@@ -470,9 +471,7 @@ def learning_rate_finder() -> type:
             if len(self.losses) == len(self.rates):
                 return
             self.losses.append(float((logs or {})["loss"]))
-            start = float(np.mean(self.losses[:5]))
-            blown = len(self.losses) > 10 and float(np.median(self.losses[-3:])) > 2 * start
-            if len(self.losses) == len(self.rates) or not np.isfinite(self.losses[-1]) or blown:
+            if len(self.losses) == len(self.rates) or diverges(self.losses, RANGE_TEST_RULE) is not None:
                 self.model.stop_training = True  # Keras looks at it at the end of the epoch
 
         def on_train_end(self, logs: Any = None) -> None:

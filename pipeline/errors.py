@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -76,3 +77,16 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     original = getattr(error, "orig", None) or error
     return (str(original).strip().splitlines() or [type(original).__name__])[0].rstrip(".")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says first; where Keras only says in which call, the next line too."""
+    lines = [line.strip() for line in plain_text(str(error)).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered"):
+        return f"{lines[0].rstrip('.')}: {lines[1]}"
+    return lines[0] if lines else type(error).__name__
+
+
+def plain_text(text: str) -> str:
+    """Return a text without the escapes by which terminals show colours and bold letters."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)

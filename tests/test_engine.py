@@ -220,7 +220,6 @@ def assert_equals_fit(build, parts, optimizer, *, tolerance: float = 1e-4) -> En
             verbose=0,
             callbacks=[record],
             validation_data=tuple(taken(p, HELD) for p in parts),
-            validation_batch_size=len(HELD),
         ).history
         if own_tracker:
             history.pop("loss")

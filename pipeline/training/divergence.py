@@ -1,15 +1,16 @@
-"""When a run counts as diverged, as a rule on its step losses.
+"""When a run counts as diverged: one rule on its step losses, its constants, and every reason.
 
-The engine applies the same rule inside its compiled loop; `first_divergence` is the plain form
-that states it, and the tests hold the two together.
+`first_divergence` states the rule in NumPy; `judge` is the same inside a traced loop, and the tests
+hold the two together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 REFERENCE_STEPS = 3
 """The initial loss is the mean of this many first steps."""
@@ -22,8 +23,14 @@ BLEW_UP = "loss blew up"
 WEIGHTS_NOT_FINITE = "weights not finite"
 VALIDATION_NOT_FINITE = "validation loss not finite"
 
-REASONS = {1: NOT_FINITE, 2: BLEW_UP, 3: WEIGHTS_NOT_FINITE}
-"""Reasons by the code that the compiled loop returns; 0 is a run that did not diverge."""
+SOUND, CODE_NOT_FINITE, CODE_BLEW_UP, CODE_WEIGHTS = 0, 1, 2, 3
+"""Codes that a traced loop returns."""
+
+REASONS = {CODE_NOT_FINITE: NOT_FINITE, CODE_BLEW_UP: BLEW_UP, CODE_WEIGHTS: WEIGHTS_NOT_FINITE}
+"""Reasons by code; `SOUND` has none."""
+
+NO_RECENT_LOSSES = np.full(MEDIAN_STEPS - 1, -np.inf, np.float32)
+"""The last two losses before a run's first step: too low for any ceiling."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +98,47 @@ def first_divergence(losses: ArrayLike, limit: float, from_step: int = 0) -> tup
             if float(np.median(last)) > limit:
                 return step, BLEW_UP
     return None
+
+
+def diverges(losses: ArrayLike, rule: DivergenceRule) -> tuple[int, str] | None:
+    """Return the step at which a run's losses break a rule whose reference are their own first steps, and why.
+
+    Args:
+        losses: loss of every step so far, shape (steps,).
+        rule: the rule.
+
+    >>> diverges([1.0] * 10 + [3.0] * 3, RANGE_TEST_RULE)
+    (11, 'loss blew up')
+    >>> diverges([-1.0] * 60, RANGE_TEST_RULE) is None
+    True
+    """
+    return first_divergence(losses, ceiling(losses, rule), rule.from_step)
+
+
+def ceilings(initial_losses: ArrayLike, rule: DivergenceRule | None, steps: int, done: int) -> NDArray[np.float64]:
+    """Return the loss above which each of the next steps counts as blown up, shape (steps,).
+
+    Args:
+        initial_losses: losses of the first steps of the run, or of the same batches before it.
+        rule: the rule; None, or one of an infinite factor, has no ceilings.
+        steps: how many steps come next.
+        done: steps of the run before them.
+    """
+    found = np.full(steps, np.inf)
+    if rule is not None and np.isfinite(rule.factor):
+        found[max(0, rule.from_step - 1 - done) :] = ceiling(initial_losses, rule)
+    return found
+
+
+def judge(tf: Any, recent: tuple[Any, Any], loss: Any, limit: Any) -> Any:
+    """Return the code of a step inside a traced loop, as a tensor.
+
+    Args:
+        tf: TensorFlow.
+        recent: the losses of the two steps before it.
+        loss: its own.
+        limit: its ceiling.
+    """
+    before, latest = recent
+    median = tf.maximum(tf.minimum(before, latest), tf.minimum(tf.maximum(before, latest), loss))
+    return tf.where(tf.math.is_finite(loss), tf.where(median > limit, CODE_BLEW_UP, SOUND), CODE_NOT_FINITE)

@@ -12,7 +12,6 @@ Every run of the same fold and seed sees the same initial weights, shuffles and 
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,9 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ObjectiveError
+from pipeline.errors import ObjectiveError, first_line
+from pipeline.training.building import (
+    Builder,
+    fixed_batch,
+    other_state,
+    overrides,
+    plain,
+    uses,
+)
 from pipeline.training.data import Data, leaves
-from pipeline.training.divergence import REASONS, REFERENCE_STEPS, DivergenceRule, ceiling
+from pipeline.training.divergence import NO_RECENT_LOSSES, REASONS, REFERENCE_STEPS, DivergenceRule, ceilings
+from pipeline.training.evaluation import why_batches_matter
 from pipeline.training.frozen import PLAIN_MODELS, Cut, bytes_per_sample, cut, is_steady, on_features, run_body
 from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
@@ -40,11 +48,11 @@ SNAPSHOT_BYTES = 1 << 30
 FROZEN_BYTES = 2 << 30
 """Outputs of a frozen body are kept up to this size in bytes; beyond it the whole model is trained."""
 
-NO_RECENT_LOSSES = np.full(2, -np.inf, np.float32)
-"""The last two losses before a run's first step: too low for any ceiling."""
-
 TIMED_SECONDS = 1.0
 """About how long a measurement of the training speed takes, in seconds, where single steps are shorter."""
+
+FORMS = 3
+"""Forms of the loop: in one graph, step by step, eagerly."""
 
 SUSPICIOUS = 8.0
 """An optimizer that takes so many times as long as the fastest under XLA is compared with its plain graph."""
@@ -80,6 +88,7 @@ class _Program:
         reset: function of (model state, slots) that assigns both.
         initial_slots: values of the optimizer's variables before its first step.
         copies: slots that start as copies of weights, as (index of the slot, index in the model's state).
+        known: ids of the TensorFlow variables among `variables`.
         epoch: the traced epoch, for any number of steps.
         compiled_epoch: the same with its loop under XLA, or None.
     """
@@ -89,6 +98,7 @@ class _Program:
     reset: Callable[..., Any]
     initial_slots: list[Any]
     copies: list[tuple[int, int]]
+    known: frozenset[int]
     epoch: TracedEpoch
     compiled_epoch: TracedEpoch | None = None
 
@@ -99,12 +109,17 @@ class Engine:
     Args:
         build_model: function without arguments that returns a compiled Keras model.
         data: the samples that every split indexes.
-        batch_size: samples per step, where a run does not name its own.
+        batch_size: samples per step, where a run does not name its own; and per validation batch.
         seed: seed of the first model's initial weights.
+        frozen_bytes: memory for the outputs of a frozen first part of the model.
+        loss_name: what a step's loss is called, where `train_step` returns no "loss"; it may begin with "val_".
 
     Attributes:
         xla: whether epochs are compiled with XLA.
         plain: names of optimizers that are not.
+        form: how many of the loop's faster forms are left out.
+        fallback: why the engine trains in a slower way than usual, or None.
+        why_batches: why validation keeps to the batch size of the study, or None where any size gives the same.
 
     Raises:
         ObjectiveError: when the model does not fit the data.
@@ -118,18 +133,18 @@ class Engine:
         batch_size: int,
         seed: int = 0,
         frozen_bytes: int = FROZEN_BYTES,
+        loss_name: str | None = None,
     ) -> None:
         self.tf, self.keras = import_tensorflow()
-        self.build_model = build_model
+        self.builder = build_model if isinstance(build_model, Builder) else Builder(build_model)
         self.data = data
         self.batch_size = data.batch_size if isinstance(data, Stream) else batch_size
         self.xla = False
         self.plain: set[str] = set()
+        self.form = 0
         self.fallback: str | None = None
         self.frozen: str | None = None
         self.not_frozen: str | None = None
-        self.source: Source = make_source(self.tf, data, self.batch_size)
-        self._sample = self.source.sample
         self._programs: dict[tuple[str, int], _Program] = {}
         self._snapshots: dict[int, list[Any]] = {}
         self._bodies: dict[int, str] = {}
@@ -137,16 +152,31 @@ class Engine:
         self._features_held = ""
         self._body_batch = 1
         self._frozen_bytes = frozen_bytes
-        self._initial_losses: dict[tuple[int, int], Floats] = {}
+        self._initial_losses: dict[tuple[int, tuple[int, int], int], Floats] = {}
         self._rate: Any = None
+        self.no_validation: str | None = None
         with own_draws(seed):
             self.whole = self.model = self._new_model(seed)
+            fixed = fixed_batch(self.model) is not None
+            self.source: Source = make_source(self.tf, data, self.batch_size, fixed)
+            self._sample = self.source.sample
             self._unseeded = self._global_seed_generator()
-            self._own_train_step = _overrides(self.keras, self.model, "train_step")
-            self._own_test_step = _overrides(self.keras, self.model, "test_step")
+            self._own_train_step = overrides(self.keras, self.model, "train_step")
+            self._own_test_step = overrides(self.keras, self.model, "test_step")
+            self._wanted = (loss_name or "loss").removeprefix("val_")
             self.train_names, self.test_names = self._build(self.model)
+        self._why_no_loss()
+        self.builder.look(self.model)
         self._cut_frozen(seed)
-        self._extras = _other_state(self.tf, self.keras, self.model)
+        self.why_batches = why_batches_matter(self.keras, self.model)
+        if isinstance(self.source, ArraySource):
+            self.source.any_batch = self.why_batches is None
+        self._make_loop()
+
+    def _make_loop(self) -> None:
+        """Begin to trace anew, for the model as it is now."""
+        self._programs.clear()
+        self._extras = other_state(self.tf, self.keras, self.model)
         self._initial_extras = [self.tf.constant(v.numpy()) for v in self._extras]
         self._loop = Loop(
             tf=self.tf,
@@ -154,18 +184,100 @@ class Engine:
             source=self.source,
             train_names=self.train_names,
             test_names=self.test_names,
+            loss_name=self.loss_name,
+            trackers=[m for m in self.model.metrics if m.name in self._trackers],
             own_train_step=self._own_train_step,
             own_test_step=self._own_test_step,
-            capacity=-(-data.samples // self.batch_size),
+            capacity=-(-self.data.samples // self.batch_size),
             set_rate=self._set_rate,
             before_trace=self._keep_global_seed_generator,
             on_fallback=self._fall_back,
+            on_trace=self._notice,
         )
+
+    def _why_no_loss(self) -> None:
+        """Refuse a model of whose steps no loss is known.
+
+        Raises:
+            ObjectiveError: naming what its steps return.
+        """
+        if self.loss_name not in self.train_names:
+            listed = ", ".join(self.train_names) or "nothing"
+            names = self.train_names
+            remedy = (
+                f"Set monitor to the one that its optimizer lowers: {' or '.join(names)}."
+                if names
+                else "Let it return a dict with 'loss'."
+            )
+            raise ObjectiveError(f"train_step must return a dict with 'loss', got {listed}. {remedy}")
+
+    @property
+    def loss_name(self) -> str:
+        """Return which of the numbers that a training step returns is its loss."""
+        named = [name for name in self.train_names if "loss" in name]
+        if "loss" not in named and self._wanted not in self.train_names and len(named) == 1:
+            return named[0]
+        return "loss" if "loss" in named else self._wanted
 
     @property
     def monitors(self) -> list[str]:
-        """Names that a study can monitor: every validation metric with "val_" before it."""
-        return [f"val_{name}" for name in self.test_names]
+        """Names that a study can monitor: its validation metrics, with "val_" before them; or those of training."""
+        return [f"val_{name}" for name in self.test_names] or self.train_names
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """Return how the engine trains, for other engines on the same model to train alike."""
+        source = self.source
+        any_batch = isinstance(source, ArraySource) and source.any_batch
+        return {"xla": self.xla, "plain": sorted(self.plain), "form": self.form, "any_batch": any_batch}
+
+    def go_on(self, way: Mapping[str, Any]) -> None:
+        """Train as another engine does.
+
+        Args:
+            way: its `way`; keys that are absent leave things as they are.
+        """
+        self.xla = bool(way.get("xla", self.xla))
+        self.plain = set(way.get("plain", self.plain))
+        form, source = int(way.get("form", self.form)), self.source
+        any_batch = isinstance(source, ArraySource) and bool(way.get("any_batch", source.any_batch))
+        if form != self.form or (isinstance(source, ArraySource) and any_batch != source.any_batch):
+            self.form = form
+            if isinstance(source, ArraySource):
+                source.any_batch = any_batch
+            self._make_loop()
+
+    def slower(self, *, validation: bool) -> str | None:
+        """Give up the next shortcut that may change a number.
+
+        Args:
+            validation: whether only validation is in doubt.
+
+        Returns:
+            What is done instead, or None where nothing is left to give up.
+        """
+        source = self.source
+        if isinstance(source, ArraySource) and source.any_batch:
+            source.any_batch = False
+            self.why_batches = "larger ones gave other numbers"
+            self._make_loop()
+            return f"validation in batches of {self.batch_size}"
+        if validation and not self.frozen:
+            return None
+        if self.xla:
+            self.xla = False
+            for program in self._programs.values():
+                program.compiled_epoch = None
+            return "the plain graph"
+        if self.frozen:
+            self._uncut()
+            self._make_loop()
+            return "the whole model in every step"
+        if self.form < FORMS - 1 and not self.model.run_eagerly:
+            self.form += 1
+            self._make_loop()
+            return ("steps traced one by one", "steps that run eagerly")[self.form - 1]
+        return None
 
     @property
     def parameters(self) -> int:
@@ -196,12 +308,13 @@ class Engine:
             return self.whole
         # Cutting leaves marks in a model's graph that saving trips over, and another seed may have drawn
         # another body: a new model gets the trained weights.
+        trained = {id(v) for v in self.model.variables}
+        values = [v.numpy() if id(v) in trained else None for v in self.whole.variables]
         with own_draws(split.seed):
             model = self._new_model(split.seed)
             self._build(model)
-        trained = {id(v) for v in self.model.variables}
-        for variable, value in zip(model.variables, self.whole.variables, strict=True):
-            if id(value) in trained:
+        for variable, value in zip(model.variables, values, strict=True):
+            if value is not None:
                 variable.assign(value)
         return model
 
@@ -212,11 +325,11 @@ class Engine:
         size, so they are measured once per split.
         """
         epoch = program.compiled_epoch or program.epoch
-        key = split.seed, epoch.source.batch_size
+        key = split.seed, split.sizes, epoch.source.batch_size
         if key not in self._initial_losses:
             self._reset(program, split.seed)
             steps = min(REFERENCE_STEPS, split.steps_per_epoch(epoch.source.batch_size))
-            table = np.stack([np.zeros(steps), np.full(steps, np.inf)], axis=1)
+            table = np.stack([np.zeros(steps), ceilings((), None, steps, 0)], axis=1)
             feed, samples = epoch.source.start(split).epoch(steps)
             result, _ = self._call(epoch, feed, samples, table, NO_RECENT_LOSSES, None)
             self._initial_losses[key] = result.losses
@@ -228,6 +341,8 @@ class Engine:
         for slot, index in program.copies:
             slots[slot] = state[index]
         program.reset([*state, unseeded, *self._initial_extras], slots)
+        self.builder.restore(but=program.known)
+        self.builder.trained = True
 
     def seconds_per_epoch(self, optimizer: str, split: AnySplit, *, at_least: float = 0.0) -> float:
         """Return the median seconds of an epoch as the engine runs it now, without validation.
@@ -297,7 +412,7 @@ class Engine:
             compiled = self._loop.trace(program.optimizer, xla=True)
             self._seconds(compiled, program, split, 1)
         except Exception as error:  # any op without an XLA kernel ends here; the plain graph runs it
-            return f"plain graph (XLA cannot compile this model: {_first_line(error)})"
+            return f"plain graph (XLA cannot compile this model: {first_line(error)})"
         compile_seconds = time.perf_counter() - started
         fast = self._seconds_per_epoch(compiled, program, split)
         figures = f"{1000 * fast:.1f} against {1000 * plain:.1f} ms per epoch, {compile_seconds:.1f} s to compile"
@@ -347,7 +462,7 @@ class Engine:
     def _new_model(self, seed: int) -> Any:
         with graphs_kept():
             self.keras.utils.set_random_seed(seed % 2**32)
-            return self.build_model()
+            return self.builder()
 
     def _global_seed_generator(self) -> Any:
         """Return the generator behind random operations that were given no seed."""
@@ -386,12 +501,7 @@ class Engine:
             self._body_batch = source.evaluation_batch
             self._hold_features(found, self._bodies[seed])
         except (ValueError, TypeError, NotImplementedError, self.tf.errors.OpError):
-            # A graph that cannot be taken apart is trained whole, by a model without marks.
-            source.hold(data)
-            with own_draws(seed):
-                self.whole = self.model = self._new_model(seed)
-                self._keep_global_seed_generator()
-                self._build(self.model)
+            self._uncut()  # a graph that cannot be taken apart is trained whole
             return
         self.model = found.head
         self.train_names, self.test_names = self._build(self.model)
@@ -399,6 +509,17 @@ class Engine:
         self.frozen = (
             f"its fixed part ({found.fixed}) ran once; the rest is trained on its outputs ({megabytes:.0f} MB)"
         )
+
+    def _uncut(self) -> None:
+        """Train the whole model, one without the marks of a cut."""
+        assert isinstance(self.source, ArraySource) and isinstance(self.data, Data)
+        self.source.hold(self.data)
+        self.frozen, self._features, self._features_held = None, {}, ""
+        self._snapshots.clear()
+        with own_draws(0):
+            self.whole = self.model = self._new_model(0)
+            self._keep_global_seed_generator()
+            self._build(self.model)
 
     def _why_not_frozen(self) -> str | None:
         """Say why weights that are fixed take part in every step, where they are most of the model's."""
@@ -447,36 +568,55 @@ class Engine:
             try:
                 model._symbolic_build(data_batch=batch)
                 names = list(scalars(model.get_metrics_result()))
+                self._trackers = {"loss"}
                 return names, names
             except (RuntimeError, ValueError, TypeError, NotImplementedError):
                 pass  # `model.fit` builds such models while it traces the step; so does the probe
 
         def probe(step: Callable[[Any], Any]) -> list[str]:
             names: list[str] = []
-            spec = tf.nest.map_structure(lambda a: tf.TensorSpec([None, *a.shape[1:]], a.dtype), batch)
-            traced = tf.function(lambda data: names.extend(scalars(step(data))), autograph=False)
+            spec = tf.nest.map_structure(lambda a: _any_size(tf, a, fixed_batch(model)), batch)
+
+            def traced(data: Any) -> None:
+                found = scalars(step(data))
+                names.extend(found)
+                if step == model.train_step and self._own_train_step:
+                    self._trackers = self._trackers_of(model, found)
+
             try:
-                traced.get_concrete_function(spec)
+                tf.function(traced, autograph=False).get_concrete_function(spec)
             except Exception:  # a step that cannot be traced is asked by running it
                 names.clear()
                 names.extend(scalars(step(batch)))
             return list(dict.fromkeys(names))
 
+        self._trackers = {"loss"}
         train_names = probe(model.train_step)
-        if "loss" not in train_names:
-            raise ObjectiveError(
-                f"train_step must return a dict with 'loss', got {', '.join(train_names) or 'nothing'}."
-            )
         try:
             test_names = probe(model.test_step)
         except Exception as error:
-            if not self._own_train_step:
+            if not self._own_train_step or self._own_test_step:
                 raise
-            raise ObjectiveError(
-                f"the model overrides train_step, but its test_step cannot be run ({_first_line(error)}). "
-                "Override test_step too, so that the validation samples have a value."
-            ) from error
+            self.no_validation = first_line(error)
+            test_names = []
         return train_names, test_names
+
+    def _trackers_of(self, model: Any, logs: Mapping[str, Any]) -> set[str]:
+        """Return the names of the metrics behind a step's loss: means over the steps since they were reset."""
+        loss = logs.get("loss" if "loss" in logs else self._wanted, next(iter(logs.values()), None))
+        graph = getattr(loss, "graph", None)
+        found = {"loss"}
+        for metric in model.metrics if graph is not None else ():
+            if len(metric.variables) <= 2 and uses(graph, loss, map(plain, metric.variables)):
+                found.add(metric.name)
+        return found
+
+    def _notice(self, graph: Any) -> None:
+        """Start over what a training step changes and no model has, such as a teacher at the top of a program."""
+        own = {id(plain(v)) for v in (*self._state(self.model), *self.model.metrics_variables, *self._extras)}
+        own |= {id(plain(v)) for program in self._programs.values() for v in program.variables}
+        own.add(id(plain(self._unseeded.state)))
+        self.builder.keep(v for v in graph.variables if id(v) not in own)
 
     def _state(self, model: Any) -> list[Any]:
         """Return the variables that a run starts from: weights, statistics and random states."""
@@ -534,7 +674,8 @@ class Engine:
                 reset=self.tf.function(reset, autograph=False),
                 initial_slots=[self.tf.constant(v.numpy()) for v in slots],
                 copies=copies,
-                epoch=loop.trace(optimizer, xla=False),
+                known=frozenset(id(plain(v)) for v in (*state, *slots)),
+                epoch=loop.trace(optimizer, xla=False, without=self.form),
             )
         program = self._programs[name]
         if self.xla and spec.name not in self.plain and program.compiled_epoch is None:
@@ -543,7 +684,7 @@ class Engine:
 
     def _fall_back(self, form: str, error: Exception) -> None:
         if self.fallback is None or form not in self.fallback:
-            self.fallback = f"trains {form}: the epoch cannot be traced as one graph ({_first_line(error)})"
+            self.fallback = f"trains {form}: the epoch cannot be traced as one graph ({first_line(error)})"
 
     # -- running ----------------------------------------------------------------------------
 
@@ -569,10 +710,13 @@ class Engine:
         else:
             size = epoch.source.batch_size
             weights = np.minimum(size, samples - size * np.arange(done))
-        metrics["loss"] = float(np.average(losses, weights=weights)) if done else float("nan")
+        mean = float(np.average(losses, weights=weights)) if done else float("nan")
+        metrics |= {"loss": mean, self.loss_name: mean}  # whatever the step calls it, there is a curve of that name
         if validated is not None:
             values = test.numpy().tolist()
             metrics |= {f"val_{name}": value for name, value in zip(self.test_names, values, strict=True)}
+            if f"val_{self.loss_name}" in metrics:
+                metrics["val_loss"] = metrics[f"val_{self.loss_name}"]
         return Epoch(losses, metrics, done - 1 if code else None, REASONS[code] if code else None), recent
 
     def _seconds_per_epoch(self, epoch: TracedEpoch, program: _Program, split: AnySplit) -> float:
@@ -586,7 +730,7 @@ class Engine:
         """Return the seconds of the first steps of a run."""
         self._reset(program, split.seed)
         feed, samples = self.source.start(split).epoch(steps)
-        table = np.stack([np.full(steps, 1e-6), np.full(steps, np.inf)], axis=1)
+        table = np.stack([np.full(steps, 1e-6), ceilings((), None, steps, 0)], axis=1)
         started = time.perf_counter()
         self._call(epoch, feed, samples, table, NO_RECENT_LOSSES, None)
         return time.perf_counter() - started
@@ -638,7 +782,8 @@ class Run:
             Losses, metrics, and where it diverged.
         """
         feed, samples = self._cursor.epoch()
-        return self._go(feed, samples, np.asarray(rates), rule, validate and self.split.sizes[1] > 0)
+        validate = validate and self.split.sizes[1] > 0 and bool(self.engine.test_names)
+        return self._go(feed, samples, np.asarray(rates), rule, validate)
 
     def steps(self, rates: Any, rule: DivergenceRule | None = None) -> Epoch:
         """Train as many steps as there are rates, over as many shuffles as that takes, without validation.
@@ -648,6 +793,8 @@ class Run:
         rates = np.asarray(rates)
         # A compiled epoch has room for so many steps and no more; the run's state carries over.
         chunk = self._epoch.rows or len(rates)
+        if self.split.sizes[0] < self._epoch.source.batch_size:
+            chunk = 1  # a whole shuffle is one step
         losses: list[Floats] = []
         for start in range(0, len(rates), chunk):
             part = rates[start : start + chunk]
@@ -661,6 +808,8 @@ class Run:
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all that the next epoch depends on: variables, random states, and the position in the data."""
         values = {f"variable-{i}": np.asarray(v.numpy()) for i, v in enumerate(self.program.variables)}
+        for i, variable in enumerate(self.engine.builder.outliving(but=self.program.known)):
+            values[f"apart-{i}"] = np.asarray(variable.numpy())
         for i, place in enumerate(self._cursor.position()):
             values[f"cursor-{i}"] = np.asarray(place)
         return {**values, "recent": np.asarray(self._recent), "steps": np.asarray(self.steps_done)}
@@ -681,15 +830,15 @@ class Run:
         slots = len(variables) - len(self.program.initial_slots)
         tensors = [self.engine.tf.constant(value) for value in values]
         self.program.reset(tensors[:slots], tensors[slots:])
+        for i, variable in enumerate(self.engine.builder.outliving(but=self.program.known)):
+            variable.assign(state[f"apart-{i}"])
         places = sum(name.startswith("cursor-") for name in state)
         self._cursor.go_to([state[f"cursor-{i}"] for i in range(places)])
         self._recent, self.steps_done = np.asarray(state["recent"], np.float32), int(state["steps"])
 
     def _go(self, feed: Any, samples: int, rates: Any, rule: DivergenceRule | None, validate: bool) -> Epoch:
-        ceilings = np.full(len(rates), np.inf)
-        if rule is not None and np.isfinite(rule.factor):
-            ceilings[max(0, rule.from_step - 1 - self.steps_done) :] = ceiling(self.initial_losses, rule)
-        table = np.stack([rates, ceilings], axis=1)
+        limits = ceilings(self.initial_losses, rule, len(rates), self.steps_done)
+        table = np.stack([rates, limits], axis=1)
         result, self._recent = self.engine._call(
             self._epoch, feed, samples, table, self._recent, self.split if validate else None
         )
@@ -697,48 +846,7 @@ class Run:
         return result
 
 
-def _overrides(keras: Any, model: Any, name: str) -> bool:
-    """Return whether the model's class brings its own method `name`."""
-    return getattr(type(model), name) is not getattr(keras.Model, name)
-
-
-def _other_state(tf: Any, keras: Any, model: Any) -> list[Any]:
-    """Return the variables that a model keeps beside Keras's own: plain tf.Variables, further optimizers.
-
-    They are looked for among the attributes of the model and its layers, in lists and dicts too.
-    """
-    known = {id(getattr(v, "value", v)) for v in (*model.variables, *model.metrics_variables)}
-    if model.optimizer is not None:
-        known |= {id(v.value) for v in model.optimizer.variables}
-    found: list[Any] = []
-
-    def look(value: Any) -> None:
-        if isinstance(value, keras.optimizers.Optimizer):
-            for variable in value.variables if value is not model.optimizer else ():
-                look(variable)
-        elif isinstance(value, tf.Variable | keras.Variable):
-            plain = getattr(value, "value", value) if isinstance(value, keras.Variable) else value
-            if id(plain) not in known:
-                known.add(id(plain))
-                found.append(plain)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                look(item)
-        elif isinstance(value, dict):
-            for item in value.values():
-                look(item)
-
-    for owner in model._flatten_layers():
-        for name, value in vars(owner).items():
-            if not name.startswith("_"):
-                look(value)
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    """Return what an error says first; where Keras only says in which call, the next line too."""
-    plain = re.sub(r"\x1b\[\d*m", "", str(error))
-    lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Exception encountered"):
-        return f"{lines[0].rstrip('.')}: {lines[1]}"
-    return lines[0] if lines else type(error).__name__
+def _any_size(tf: Any, tensor: Any, size: int | None) -> Any:
+    """Return the form of a batch of a size, or of any."""
+    spec = tf.type_spec_from_value(tensor)
+    return tf.TensorSpec([size, *tensor.shape[1:]], tensor.dtype) if isinstance(spec, tf.TensorSpec) else spec

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import KnownError
+from pipeline.training.divergence import CODE_WEIGHTS, SOUND, judge
 from pipeline.training.sources import StreamSource
 from pipeline.training.strided_convolution import sliced_first
 from pipeline.training.xla_random import philox
@@ -32,6 +33,7 @@ class TracedEpoch:
         rows: rows that the table must have, where XLA wants them static, else None.
         on_fallback: told the name of the form that took over, and the error that made it.
         proven: whether the first form has run, so that later errors are real ones.
+        on_trace: told the graph of a form before it runs for the first time.
     """
 
     source: Any
@@ -39,12 +41,16 @@ class TracedEpoch:
     rows: int | None
     on_fallback: Callable[[str, Exception], None]
     proven: bool = False
+    on_trace: Callable[[Any], None] = lambda graph: None
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the fastest form that works."""
         while True:
             try:
-                result = self.forms[0][1](*arguments)
+                function = self.forms[0][1]
+                if not self.proven and hasattr(function, "get_concrete_function"):
+                    self.on_trace(function.get_concrete_function().graph)
+                result = function(*arguments)
             except KnownError:
                 raise
             except Exception as error:  # whatever tracing somebody's train_step may raise
@@ -75,11 +81,13 @@ class Loop:
         model: the compiled model.
         source: where batches come from, a `Source`; XLA wants an `ArraySource`.
         train_names, test_names: metrics that `train_step` and `test_step` return.
+        loss_name: the one of `train_names` that a step is judged by.
+        trackers: metrics to reset before each step, so that what it returns under that name is the batch's own.
         own_train_step, own_test_step: whether the model's class brings its own.
         capacity: steps of the longest epoch, where XLA wants a static number.
         set_rate: told the learning rate of the step that is traced next.
         before_trace: called when the tracing of an epoch begins.
-        on_fallback: see `TracedEpoch`.
+        on_fallback, on_trace: see `TracedEpoch`.
     """
 
     tf: Any
@@ -87,24 +95,28 @@ class Loop:
     source: Any
     train_names: list[str]
     test_names: list[str]
+    loss_name: str
+    trackers: list[Any]
     own_train_step: bool
     own_test_step: bool
     capacity: int
     set_rate: Callable[[Any], None]
     before_trace: Callable[[], None]
     on_fallback: Callable[[str, Exception], None]
+    on_trace: Callable[[Any], None]
 
     def resized(self, batch_size: int) -> Loop:
         """Return the loop over the same samples in memory with another batch size."""
         return replace(self, source=self.source.resized(batch_size), capacity=-(-self.source.samples // batch_size))
 
-    def trace(self, optimizer: Any, *, xla: bool) -> TracedEpoch:
+    def trace(self, optimizer: Any, *, xla: bool, without: int = 0) -> TracedEpoch:
         """Return the epoch for one optimizer, still untraced; its first call traces it.
 
         Args:
             optimizer: the Keras optimizer, built for the model.
             xla: compile the loop of whole batches with XLA; validation and a last partial batch
                 stay in the plain graph, whose shapes may vary.
+            without: how many of the faster forms to leave out.
         """
         tf, model, source = self.tf, self.model, self.source
         sized, on_gpu = isinstance(source, StreamSource), bool(tf.config.list_physical_devices("GPU"))
@@ -112,12 +124,11 @@ class Loop:
         def one_step(token: Any, feed: Any, row: Any) -> tuple[Any, Any]:
             model.optimizer = optimizer
             self.set_rate(row[0])
-            for metric in model.metrics:
-                if metric.name == "loss":  # so that what the step returns is this batch's own loss
-                    metric.reset_state()
+            for metric in self.trackers:
+                metric.reset_state()
             with nullcontext() if on_gpu else sliced_first():
                 logs = scalars(model.train_step(source.batch(token, feed)))
-            loss = tf.cast(logs["loss"], tf.float32)
+            loss = tf.cast(logs[self.loss_name], tf.float32)
             carried = self.train_names if self.own_train_step else []
             return loss, tf.stack([tf.cast(logs[name], tf.float32) for name in carried]) if carried else tf.zeros([0])
 
@@ -131,10 +142,6 @@ class Loop:
         def record(loss: Any, token: Any) -> Any:
             return tf.stack([loss, tf.cast(tf.shape(tf.nest.flatten(token)[0])[0], tf.float32)]) if sized else loss
 
-        def judge(before: Any, latest: Any, loss: Any, limit: Any) -> Any:
-            median = tf.maximum(tf.minimum(before, latest), tf.minimum(tf.maximum(before, latest), loss))
-            return tf.where(tf.math.is_finite(loss), tf.where(median > limit, 2, 0), 1)
-
         def steps(count: Any, token_of: Callable[[Any], Any], feed: Any, table: Any, recent: Any, size: Any) -> Any:
             """Run `count` steps; stop where the divergence rule says so."""
             losses = tf.TensorArray(tf.float32, size=size, element_shape=(2,) if sized else ())
@@ -144,11 +151,11 @@ class Loop:
                 row, token = table[i], token_of(i)
                 loss, logs = form["train"](token, feed, row)
                 kept = losses.write(i, record(loss, token))
-                return i + 1, judge(before, latest, loss, row[1]), latest, loss, logs, kept
+                return i + 1, judge(tf, (before, latest), loss, row[1]), latest, loss, logs, kept
 
             start = (0, 0, recent[0], recent[1], tf.zeros([width]), losses)
             done, code, before, latest, logs, losses = tf.while_loop(
-                lambda i, code, *_: (i < count) & (code == 0), body, start
+                lambda i, code, *_: (i < count) & (code == SOUND), body, start
             )
             return done, code, tf.stack([before, latest]), logs, losses.stack()
 
@@ -166,14 +173,16 @@ class Loop:
             def partial() -> tuple[Any, ...]:
                 loss, logs = one_step(feed[0][full * source.batch_size : samples], feed, table[full])
                 updated = tf.tensor_scatter_nd_update(losses, [[full]], [loss])
-                code = judge(recent[0], recent[1], loss, table[full, 1])
+                code = judge(tf, (recent[0], recent[1]), loss, table[full, 1])
                 return full + 1, code, tf.stack([recent[1], loss]), logs, updated
 
-            more = (code == 0) & (samples > full * source.batch_size)
+            more = (code == SOUND) & (samples > full * source.batch_size)
             result: tuple[Any, ...] = tf.cond(more, partial, lambda: (done, code, recent, logs, losses))
             return result
 
         def evaluate(held: Any, feed: Any) -> Any:
+            if not self.test_names:
+                return tf.zeros([0])
             model.reset_metrics()
             width = len(self.test_names) if self.own_test_step else 0
             logs = source.evaluate(held, feed, lambda token: form["test"](token, feed), width)
@@ -192,7 +201,7 @@ class Loop:
             train = logs if self.own_train_step else self._metric_results(self.train_names)
             finite = [tf.reduce_all(tf.math.is_finite(v)) for v in model.trainable_variables if v.dtype != "int32"]
             healthy = tf.reduce_all(tf.stack(finite)) if finite else tf.constant(True)
-            code = tf.where((code == 0) & ~healthy, 3, code)
+            code = tf.where((code == SOUND) & ~healthy, CODE_WEIGHTS, code)
             return losses, done, code, recent, train, evaluate(held, feed)
 
         capacity = self.capacity if xla else None
@@ -221,8 +230,8 @@ class Loop:
 
         in_graph = tf.function(epoch, autograph=False, input_signature=signature)
         forms = [("in one graph", in_graph), ("step by step", step_by_step), ("eagerly", eagerly)]
-        chosen = forms[2:] if model.run_eagerly else forms[:1] if xla else forms
-        return TracedEpoch(source, chosen, capacity, self.on_fallback)
+        chosen = forms[2:] if model.run_eagerly else forms[:1] if xla else forms[without:]
+        return TracedEpoch(source, chosen, capacity, self.on_fallback, on_trace=self.on_trace)
 
     def _metric_results(self, names: list[str]) -> Any:
         results = scalars(self.model.get_metrics_result())

@@ -23,7 +23,7 @@ AnySplit = Split | StreamSplit
 """The samples of one fold in memory, or a place on a stream."""
 
 EVALUATION_VALUES = 1 << 18
-"""Validation batches of arrays hold about this many input values, and 1,024 samples at the most."""
+"""Where their size changes no number, validation batches hold about this many input values, at most 1,024 samples."""
 
 
 class Cursor(Protocol):
@@ -85,8 +85,10 @@ class _Memory:
     """The samples of all sources that differ only in their batch size."""
 
     parts: tuple[Any, ...] = ()
-    sample: tuple[Any, ...] = ()
-    evaluation_batch: int = 1
+    sample: Any = ()
+    large_batch: int = 1
+    any_batch: bool = False
+    study_batch: int = 1
 
 
 class ArraySource:
@@ -95,12 +97,13 @@ class ArraySource:
     Args:
         tf: TensorFlow.
         data: the samples.
-        batch_size: samples per step.
+        batch_size: samples per step, and per validation batch.
+        fixed: whether the model takes batches of this size alone.
     """
 
-    def __init__(self, tf: Any, data: Data, batch_size: int) -> None:
-        self.tf, self.batch_size, self.samples = tf, batch_size, data.samples
-        self._memory = _Memory()
+    def __init__(self, tf: Any, data: Data, batch_size: int, fixed: bool = False) -> None:
+        self.tf, self.batch_size, self.samples, self.fixed = tf, batch_size, data.samples, fixed
+        self._memory = _Memory(study_batch=batch_size)
         self.hold(data)
 
     def resized(self, batch_size: int) -> ArraySource:
@@ -115,22 +118,32 @@ class ArraySource:
         return self._memory.parts
 
     @property
-    def sample(self) -> tuple[Any, ...]:
-        """Return the first two samples."""
+    def sample(self) -> Any:
+        """Return the first two samples; a whole batch for a model that takes no other."""
         return self._memory.sample
 
     @property
+    def any_batch(self) -> bool:
+        """Return whether validation may take batches of any size, for every batch size of training."""
+        return self._memory.any_batch
+
+    @any_batch.setter
+    def any_batch(self, allowed: bool) -> None:
+        self._memory.any_batch = allowed
+
+    @property
     def evaluation_batch(self) -> int:
-        """Return the samples that are evaluated at once."""
-        return self._memory.evaluation_batch
+        """Return the samples that are evaluated at once: the study's batch size, or more where it is no matter."""
+        return self._memory.large_batch if self.any_batch and not self.fixed else self._memory.study_batch
 
     def hold(self, data: Data) -> None:
         """Put other values of the same samples in place, for every batch size."""
         memory = self._memory
         memory.parts = tuple(map_tree(self.tf.constant, part) for part in data.parts())
-        memory.sample = tuple(map_tree(lambda a: self.tf.constant(a[:2]), part) for part in data.parts())
+        first = np.arange(memory.study_batch if self.fixed else 2) % data.samples
+        memory.sample = unpacked(tuple(map_tree(lambda a: self.tf.constant(a[first]), part) for part in data.parts()))
         values = max(1, sum(int(np.prod(leaf.shape[1:])) for _, leaf in leaves(data.x)))
-        memory.evaluation_batch = max(min(EVALUATION_VALUES // values, 1024), min(self.batch_size, 1024))
+        memory.large_batch = max(min(EVALUATION_VALUES // values, 1024), min(memory.study_batch, 1024))
 
     def start(self, split: Split) -> ArrayCursor:
         """Return a cursor on the split's training samples."""
@@ -169,10 +182,15 @@ class ArraySource:
 
     def batch(self, token: Any, feed: Any) -> Any:
         """Gather the samples."""
-        return tuple(map_tree(lambda a: self.tf.gather(a, token), part) for part in feed[1])
+
+        def gathered(array: Any) -> Any:
+            rows = self.tf.gather(array, token)
+            return self.tf.ensure_shape(rows, [self._memory.study_batch, *array.shape[1:]]) if self.fixed else rows
+
+        return unpacked(tuple(map_tree(gathered, part) for part in feed[1]))
 
     def evaluate(self, held: Any, feed: Any, test: Callable[[Any], Any], width: int) -> Any:
-        """Run over the indices in large batches."""
+        """Run over the indices in batches of `evaluation_batch`, a last partial one included."""
         tf, size = self.tf, self.evaluation_batch
 
         def body(start: Any, _: Any) -> tuple[Any, Any]:
@@ -195,8 +213,8 @@ class ArrayCursor:
         return order, len(order)
 
     def steps(self, count: int) -> tuple[Any, int]:
-        """Return the next whole batches, what is left of a shuffle first."""
-        samples = count * self.batch_size
+        """Return the next whole batches, what is left of a shuffle first; a batch has no sample twice."""
+        samples = count * min(self.batch_size, len(self.split.train))
         while len(self._left) < samples:
             self._left = np.concatenate([self._left, self._shuffle()])
         order, self._left = self._left[:samples], self._left[samples:]
@@ -318,6 +336,11 @@ class StreamCursor:
                 state.assign(value)
 
 
-def make_source(tf: Any, data: Data | Stream, batch_size: int) -> ArraySource | StreamSource:
-    """Return the source of data."""
-    return StreamSource(tf, data) if isinstance(data, Stream) else ArraySource(tf, data, batch_size)
+def unpacked(parts: tuple[Any, ...]) -> Any:
+    """Return (x, y, ...) as `model.fit` hands it to a step: x alone, where it is one tensor or a dict, stands bare."""
+    return parts if len(parts) > 1 or isinstance(parts[0], tuple | list) else parts[0]
+
+
+def make_source(tf: Any, data: Data | Stream, batch_size: int, fixed: bool = False) -> ArraySource | StreamSource:
+    """Return the source of data; see `ArraySource` for the arguments."""
+    return StreamSource(tf, data) if isinstance(data, Stream) else ArraySource(tf, data, batch_size, fixed)
