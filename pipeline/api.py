@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.errors import KnownError
 from pipeline.progress import Reporter, sparkline
+from pipeline.report.doubts import NOTHING_REMEDY, learned_nothing
 from pipeline.report.export import best_json, keras_code, write_results
 from pipeline.report.figures.range_tests import RangeTestInfo, draw_range_test, draw_range_tests
 from pipeline.report.page import render
@@ -127,6 +128,7 @@ def range_test(
     Raises:
         KnownError: when model and data do not fit, or an optimizer is unknown.
     """
+    from pipeline.search.soundness import first_loss
     from pipeline.training.data import make_data
     from pipeline.training.engine import Engine
 
@@ -139,6 +141,7 @@ def range_test(
         samples = np.arange(data.samples, dtype=np.int32)
         split = Split(samples, samples[: min(len(samples), batch_size)], seed)
         total = epochs * split.steps_per_epoch(batch_size)
+        first_loss(engine, optimizers[0], split, "range_test")
         return RangeTests(
             {
                 name: run_range_test(engine, name, split, low=low, high=high, steps=steps, total_steps=total)
@@ -197,17 +200,19 @@ class Tuned:
         """Return the recommendation.
 
         Raises:
-            KnownError: when no trial ran through.
+            KnownError: when no trial ran through, or none learned anything.
         """
-        found = recommend(self.record)
-        if found is None:
-            raise KnownError(f"{self.record.name}: no trial ran through, so there is no answer.")
-        return found
+        return answer_of(self.record)
 
     @property
     def best(self) -> dict[str, Any]:
-        """Return the recommendation as in best.json."""
-        return best_json(self.record, self.answer)
+        """Return the recommendation as in best.json; without its values where no trial learned anything.
+
+        Raises:
+            KnownError: when no trial ran through.
+        """
+        found = recommend(self.record)
+        return best_json(self.record, found if found is not None else answer_of(self.record))
 
     @property
     def code(self) -> str:
@@ -267,13 +272,28 @@ class Tuned:
         return summary(self.record, [self.report]).strip()
 
     def _repr_html_(self) -> str:
-        text = summary(self.record, [])
+        text = summary(self.record, []).rstrip()
         said, _, code = text.partition("\n\n    ")
         shown = "".join(f"<p>{html.escape(line)}</p>" for line in said.strip().splitlines())
         return (
             f"<div>{shown}<pre>{html.escape(self.code) if code else ''}</pre>"
             f"<p>Report: <code>{html.escape(str(self.report))}</code></p></div>"
         )
+
+
+def answer_of(record: StudyRecord) -> Recommendation:
+    """Return a study's recommendation.
+
+    Raises:
+        KnownError: when no trial ran through, or none learned anything.
+    """
+    found = recommend(record)
+    if found is None:
+        raise KnownError(f"{record.name}: no trial ran through, so there is no answer.")
+    nothing = learned_nothing(record)
+    if nothing is not None:
+        raise KnownError(f"{record.name}: nothing is recommended. {nothing} {NOTHING_REMEDY}")
+    return found
 
 
 def fit_answer(
@@ -318,7 +338,9 @@ def fit_answer(
         batch_size=record.batch_size(answer.configuration),
         frozen_bytes=round(study.config.engine.frozen_memory * 2**20),
         seed=study.config.seed,
+        monitor=record.monitor.name,
         plateau_rates=answer.trial.mean_rates(answer.epochs),
+        way=(record.proof or {}).get("way", {}),
         on_epoch=on_epoch,
     )
 
@@ -350,13 +372,22 @@ def tune(
     from pipeline.search.prepare import prepare
     from pipeline.search.study import StudyRunner
 
+    if not callable(build_model) or hasattr(build_model, "train_step"):
+        raise KnownError(
+            "tune: build_model must be a function that returns a new compiled model whenever it is called, got a "
+            f"{type(build_model).__name__}. Put what makes it into a function: def build_model(): ...; return model"
+        )
     module = ModuleType("notebook")
     module.build_model = build_model  # type: ignore[attr-defined]
     module.load_data = data if callable(data) else lambda: data  # type: ignore[attr-defined]
     place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="lrtune-"))
     study = _write_study(place, name, keys)
     reporter = Reporter(quiet=not progress)
-    StudyRunner(prepare(study, reporter, module), reporter).run()
+    prepared = prepare(study, reporter, module)
+    try:
+        StudyRunner(prepared, reporter).run()
+    finally:
+        prepared.objective.build_model.restore()  # a model of the notebook's own is as it was before
     record = load_record(study)
     write_results(record, study.output, render(record))
     return Tuned(study, record, study.output / "report.html", module)

@@ -147,8 +147,11 @@ def range_test(
     from pipeline.report.figures.range_tests import compared_finding
     from pipeline.report.range_page import range_test_files, range_test_info_of
     from pipeline.search.prepare import prepare, range_tests
+    from pipeline.search.soundness import prove
 
     prepared = prepare(settings, reporter)
+    for doubt in prove(prepared).doubts:
+        reporter.stage("doubt", doubt)
     tests = range_tests(prepared, reporter)
     infos = [range_test_info_of(test) for test in tests.values()]
     if not as_json:
@@ -229,7 +232,7 @@ def status(context: typer.Context, study: StudyArgument, as_json: JsonOption = F
 
 @app.command(
     context_settings=KEYS,
-    help="Check study file, objective and data by training one batch; change nothing." + KEYS_HELP,
+    help="Check study file, objective and data on a few batches, beside model.fit; change nothing." + KEYS_HELP,
     epilog="Example: lrtune check studies/digits.toml",
 )
 def check(
@@ -238,22 +241,30 @@ def check(
     from pipeline.progress import Reporter
 
     settings = _read(context, study, None)
-    from pipeline.search.prepare import check_one_batch, prepare
+    from pipeline.search.prepare import prepare
+    from pipeline.search.soundness import prove
 
-    prepared = prepare(settings, Reporter(quiet, as_json))
-    loss = check_one_batch(prepared)
+    reporter = Reporter(quiet, as_json)
+    prepared = prepare(settings, reporter)
+    proof = prove(prepared)
     folds = len(prepared.splits)
     lengths = [split.steps_per_epoch(prepared.engine.batch_size) for split in prepared.splits]
     steps, most = min(lengths), max(lengths)
     if as_json:
         facts = {"study": settings.name, "samples": prepared.objective.train.samples, "folds": folds}
         monitored = {"monitor": prepared.monitor.name, "mode": prepared.monitor.mode}
-        _print_json({**facts, "steps_per_epoch": steps, **monitored, "first_loss": loss})
+        told = {"doubts": list(proof.doubts), "notes": list(proof.notes)}
+        _print_json({**facts, "steps_per_epoch": steps, **monitored, "first_loss": proof.first_loss, **told})
         return
+    for doubt in proof.doubts:
+        print(f"Doubt: {doubt}")
+    for note in proof.notes:
+        print(f"Note: {note}.")
+    sound = f"runs, with {counted(len(proof.doubts), 'doubt')}" if proof.doubts else "sound"
     print(
-        f"{study}: sound. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
+        f"{study}: {sound}. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
         f"{steps if steps == most else f'{steps} to {most}'} steps per epoch, optimizing "
-        f"{prepared.monitor.name} ({prepared.monitor.mode}); loss of the first batch {loss:.4g}."
+        f"{prepared.monitor.label} ({prepared.monitor.mode}); loss of the first batch {proof.first_loss:.4g}."
     )
 
 
@@ -323,18 +334,17 @@ def fit(
 ) -> None:
     from pipeline.progress import Reporter
     from pipeline.report.export import check_writable
-    from pipeline.report.records import load_record, recommend
+    from pipeline.report.records import load_record
 
     settings = _read(context, study, output)
     check_writable(settings.output)
     record = load_record(settings)
-    answer = recommend(record)
-    if answer is None:
-        raise KnownError(f"{study}: no trial ran through, so there is nothing to fit. Run 'lrtune tune {study}' first.")
+    from pipeline.api import answer_of, fit_answer
+
+    answer = answer_of(record)
     reporter = Reporter(quiet, as_json)
     used = "training and validation" if record.definition.get("validation.scheme") == "given" else "training"
     reporter.stage("fit", f"{answer.configuration.describe()}, {counted(answer.epochs, 'epoch')} on all {used} data")
-    from pipeline.api import fit_answer
 
     with reporter.bar("epochs", answer.epochs) as bar:
         fitted = fit_answer(

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ObjectiveError, did_you_mean
 from pipeline.training.batches import read_batches
-from pipeline.training.data import Data, joined, leaves, make_data
+from pipeline.training.building import Builder, fixed_batch
+from pipeline.training.data import Data, Ragged, joined, leaves, make_data
 from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
+from pipeline.training.seeds import own_draws, seeding_noticed
 from pipeline.training.splits import class_labels
 from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -51,11 +53,15 @@ class Objective:
         own_optimizer: the optimizer that the model was compiled with, in words; None for Keras's default.
         own: the same as a name in `OPTIMIZERS` and a rate, where it is one of them with their settings.
         notes: what its author should know, a line each.
+        fixed_batch: samples of the only batches that the model takes, or None where it takes any.
+        stateful: whether a layer carries its state from batch to batch.
+        seeded: whether the program seeds TensorFlow, which makes `model.fit` repeat one order of samples.
+        weighted: whether training samples have weights, and validation samples of the program's own; None without.
     """
 
     where: str
     path: Path | None
-    build_model: Callable[[], Any]
+    build_model: Builder
     train: Data | Stream
     test: Data | None
     labels: NDArray[np.int64] | None
@@ -66,6 +72,10 @@ class Objective:
     own_optimizer: str | None
     own: tuple[str, float] | None
     notes: tuple[str, ...]
+    fixed_batch: int | None = None
+    stateful: bool = False
+    seeded: bool = False
+    weighted: tuple[bool, bool | None] = (False, None)
 
 
 def load_objective(
@@ -101,11 +111,13 @@ def load_objective(
     Raises:
         ObjectiveError: for everything that is wrong with it, in one message.
     """
-    with repeatable_shuffles() as shuffles:
-        import_tensorflow()
+    with repeatable_shuffles() as shuffles, own_draws(seed), seeding_noticed(module is not None) as seeded:
+        _, keras = import_tensorflow()
+        keras.utils.set_random_seed(seed)  # what the file makes at its top is then the same in every process
         return _load(
             UserCode(name, study_folder, module),
             shuffles,
+            seeded,
             dict(kwargs or {}),
             test_fraction,
             ordered,
@@ -119,6 +131,7 @@ def load_objective(
 def _load(
     code: UserCode,
     shuffles: list[Any],
+    seeded: list[bool],
     kwargs: dict[str, Any],
     test_fraction: float,
     ordered: bool,
@@ -139,9 +152,11 @@ def _load(
     train: Data | Stream
     test: Data | None = None
     groups, given = _groups(code, functions.get("groups")) if grouped else None, None
+    weighted: tuple[bool, bool | None] = (False, None)
     if is_dataset(raw) or (isinstance(raw, tuple | list) and any(is_dataset(part) for part in raw)):
         _check_opens(code, raw)
         train = make_stream(f"{name}: load_data()", raw, shuffles, steps_per_epoch=steps_per_epoch)
+        weighted = train.weighted
         if limit is not None:
             raise ObjectiveError(
                 f"{name}: limit and fraction are for samples in memory; load_data() returned tf.data datasets. "
@@ -155,7 +170,7 @@ def _load(
     else:
         if grouped is None and "groups" in functions:
             groups = _groups_if_fit(code, functions["groups"], raw)
-        train, test, groups, given = _split_data(name, raw, keras, test_fraction, seed, ordered, groups)
+        train, test, groups, given, weighted = _split_data(name, raw, keras, test_fraction, seed, ordered, groups)
         if limit is not None:
             train, groups, given = _limited(name, train, groups, given, limit, seed, ordered)
 
@@ -176,15 +191,17 @@ def _load(
         _check_model(name, model, keras)
         return model
 
-    model = build_model()
+    builder = code.kept_with_module(lambda: Builder(build_model))
+    model = builder()
     known = train.first if isinstance(train, Stream) else train
     if known is not None:
         _check_targets(name, model, known)
+        _check_tokens(name, keras, model, known)
     labels = class_labels(train.y) if isinstance(train, Data) and _classifies(model) else None
     return Objective(
         name,
         code.path,
-        build_model,
+        builder,
         train,
         test,
         labels,
@@ -195,6 +212,10 @@ def _load(
         _own_optimizer(keras, model),
         _own_configuration(keras, model),
         tuple(code.notes),
+        fixed_batch(model),
+        any(getattr(layer, "stateful", False) and hasattr(layer, "cell") for layer in model._flatten_layers()),
+        any(seeded) and isinstance(train, Data),
+        weighted,
     )
 
 
@@ -341,32 +362,34 @@ def _limited(
 
 def _split_data(
     name: str, raw: Any, keras: Any, test_fraction: float, seed: int, ordered: bool, groups: NDArray[np.int64] | None
-) -> tuple[Data, Data | None, NDArray[np.int64] | None, int | None]:
+) -> tuple[Data, Data | None, NDArray[np.int64] | None, int | None, tuple[bool, bool | None]]:
     """Tell the forms that `load_data` may return apart.
 
     Returns:
-        Training samples, test samples, the training samples' groups, and where the user's own
-        validation samples begin among them.
+        Training samples, test samples, the training samples' groups, where the user's own validation
+        samples begin among them, and whether training and these validation samples have weights.
     """
     where, float_type = f"{name}: load_data()", keras.config.floatx()
     forms = (
         "(x_train, y_train), (x_test, y_test), with (x_validation, y_validation) between the two or without, or "
-        "(x, y), or tf.data datasets (train, validation)"
+        "(x, y), or x alone for a model that makes its own targets, as (x_train,), (x_test,) or (x,), or tf.data "
+        "datasets (train, validation)"
     )
-    if not isinstance(raw, tuple | list) or not 2 <= len(raw) <= 3:
+    raw = _with_parts(raw)
+    if not isinstance(raw, tuple | list) or not 1 <= len(raw) <= 3:
         got = f"{len(raw)} values" if isinstance(raw, tuple | list) else type(raw).__name__
-        alone = " An autoencoder's target is its input: return (x, x)." if hasattr(raw, "__array__") else ""
-        raise ObjectiveError(f"{where} must return {forms}, got {got}.{alone}")
-    if all(_is_part(part) for part in raw) and not _is_inputs_and_targets(raw):
+        raise ObjectiveError(f"{where} must return {forms}, got {got}.")
+    if len(raw) > 1 and all(_is_part(part) for part in raw) and not _is_inputs_and_targets(raw):
         names = ("train", "test") if len(raw) == 2 else ("train", "validation", "test")
         first, *held, last = (
             _make(f"{where}: {part}", values, float_type) for part, values in zip(names, raw, strict=True)
         )
         _check_groups(name, groups, first.samples)
         if not held:
-            return first, last, groups, None
+            return first, last, groups, None, (first.sample_weight is not None, None)
         _check_same_form(where, first, held[0])
-        return joined(first, held[0]), last, None, first.samples
+        weighted = first.sample_weight is not None, held[0].sample_weight is not None
+        return joined(first, held[0]), last, None, first.samples, weighted
     everything = _make(where, raw, float_type)
     _check_groups(name, groups, everything.samples)
     count = round(test_fraction * everything.samples)
@@ -387,7 +410,8 @@ def _split_data(
     if not len(kept):
         raise ObjectiveError(f"{where}: the test set takes whole groups, and no group is left to train on. Add groups.")
     test = everything.take(np.sort(order[:count]))
-    return everything.take(kept), test, None if groups is None else groups[kept], None
+    weights = everything.sample_weight is not None, None
+    return everything.take(kept), test, None if groups is None else groups[kept], None, weights
 
 
 def _check_groups(name: str, groups: NDArray[np.int64] | None, samples: int) -> None:
@@ -410,13 +434,33 @@ def _check_same_form(where: str, train: Data, validation: Data) -> None:
 
 def _make(where: str, parts: Any, float_type: str) -> Data:
     """Make data of (x, y) or (x, y, sample_weight)."""
-    x, y, sample_weight = (*parts, None)[:3]
+    x, y, sample_weight = (*parts, None, None)[:3]
     return make_data(where, x, y, sample_weight, float_type)
 
 
+def _with_parts(raw: Any) -> Any:
+    """Return what `load_data` returned, with x alone written as (x,), wherever it stands.
+
+    Two or three bare arrays (frames, dicts) are (x, y) and (x, y, sample_weight), as for `model.fit`; unless their
+    lengths differ while their samples have the same form: these are x alone, for training, validation and test.
+    """
+    if not isinstance(raw, tuple | list):
+        return (raw,)
+    if not 2 <= len(raw) <= 3 or any(isinstance(part, tuple | list) for part in raw):
+        return raw
+    try:
+        parts = [[leaf for _, leaf in leaves(part)] for part in raw]
+        lengths = [{len(leaf) if hasattr(leaf, "__len__") else leaf.shape[0] for leaf in part} for part in parts]
+        forms = {tuple(tuple(np.shape(leaf)[1:]) for leaf in part) for part in parts}
+    except (TypeError, ValueError, AttributeError):
+        return raw
+    alone = len(forms) == 1 and all(len(found) == 1 for found in lengths) and len({*map(min, lengths)}) > 1
+    return tuple((part,) for part in raw) if alone else raw
+
+
 def _is_part(value: Any) -> bool:
-    """Return whether a value looks like (x, y) or (x, y, sample_weight)."""
-    return isinstance(value, tuple | list) and 2 <= len(value) <= 3
+    """Return whether a value looks like (x,), (x, y) or (x, y, sample_weight)."""
+    return isinstance(value, tuple | list) and 1 <= len(value) <= 3
 
 
 def _is_inputs_and_targets(raw: Any) -> bool:
@@ -447,8 +491,11 @@ def _check_model(name: str, model: Any, keras: Any) -> None:
 
 
 def _losses(model: Any) -> list[str]:
-    """Return the names of the model's losses, in lower case without underscores."""
-    loss = getattr(model, "loss", None)
+    return loss_names(getattr(model, "loss", None))
+
+
+def loss_names(loss: Any) -> list[str]:
+    """Return the names of losses as a model is compiled with them, in lower case without underscores."""
     found = list(loss.values()) if isinstance(loss, dict) else list(loss) if isinstance(loss, tuple | list) else [loss]
     names = [item if isinstance(item, str) else getattr(item, "name", getattr(item, "__name__", "")) for item in found]
     return [str(item or "").replace("_", "").lower() for item in names]
@@ -461,7 +508,7 @@ def _classifies(model: Any) -> bool:
 def _only_loss(keras: Any, model: Any, train: Data | Stream) -> str | None:
     """Return the name of the only loss, where it is the plain mean that Keras's own steps report."""
     losses = _losses(model)
-    if len(losses) != 1 or (isinstance(train, Data) and train.sample_weight is not None):
+    if len(losses) != 1:
         return None
     try:
         own = any(
@@ -503,6 +550,13 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
             raise ObjectiveError(
                 f"{where} must hold class numbers from 0, got {data.y.dtype} values. Encode the labels."
             )
+        classes = [n for n in data.y.shape[1:] if n > 1]
+        if classes and classes == [width] and np.isin(data.y[:1000], (0, 1)).all():
+            raise ObjectiveError(
+                f"{where} must hold class numbers from 0 to {width - 1 if width else 0} for the loss "
+                f"'sparse_categorical_crossentropy', got one-hot rows of {width}. Use the loss "
+                "'categorical_crossentropy', or y.argmax(axis=-1)."
+            )
         low, high = data.y.min(), data.y.max()
         if low < 0 or (width is not None and high >= width):
             highest = "outputs - 1" if width is None else width - 1
@@ -521,6 +575,33 @@ def _check_targets(name: str, model: Any, data: Data) -> None:
         raise ObjectiveError(
             f"{where} must lie in [0, 1] for the loss 'binary_crossentropy', got {data.y.min():g} to {data.y.max():g}."
         )
+
+
+def _check_tokens(name: str, keras: Any, model: Any, data: Data) -> None:
+    """Refuse token numbers that an embedding has no row for, which a GPU or XLA reads as another token."""
+    inputs = {id(tensor): leaf for tensor, (_, leaf) in zip(_input_tensors(model), leaves(data.x), strict=False)}
+    for layer in model._flatten_layers() if inputs else ():
+        for node in getattr(layer, "_inbound_nodes", ()) if isinstance(layer, keras.layers.Embedding) else ():
+            tokens = next((inputs[id(tensor)] for tensor in node.input_tensors if id(tensor) in inputs), None)
+            values = tokens.values if isinstance(tokens, Ragged) else tokens
+            if values is None or values.dtype.kind not in "iuf" or not values.size:
+                continue
+            low, high = values.min(), values.max()
+            if low < 0 or high >= layer.input_dim:
+                raise ObjectiveError(
+                    f"{name}: load_data(): x must hold token numbers from 0 to {layer.input_dim - 1} for the layer "
+                    f"'{layer.name}', got {low:g} to {high:g}. Give it input_dim={int(high) + 1}, or limit the "
+                    "vocabulary."
+                )
+
+
+def _input_tensors(model: Any) -> list[Any]:
+    """Return the tensors of a model's inputs, in the order of the leaves of x; none where that is not known."""
+    try:
+        structure = (getattr(model, "_functional", None) or model)._inputs_struct
+    except AttributeError:
+        return []
+    return [tensor for _, tensor in leaves(structure)]
 
 
 def _model_digest(model: Any, module: ModuleType) -> str:
@@ -565,25 +646,37 @@ def _modules_named(described: Any) -> Iterator[str]:
 def _code_of(module: ModuleType) -> str:
     """Return a module's code without comments and layout; nothing where its source is not to be had."""
     try:
-        return ast.dump(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")))
+        return ast.dump(ast.parse(Path(str(getattr(module, "__file__", ""))).read_text(encoding="utf-8")))
     except (OSError, SyntaxError, ValueError):
         return ""
 
 
-def check_sizes(objective: Objective, *, folds: int, batch_size: int, train_samples: int) -> None:
-    """Refuse a dataset that is too small for the study.
+def check_sizes(where: str, fixed_batch: int | None, parts: Mapping[str, int], batch_sizes: Sequence[int]) -> None:
+    """Refuse parts of the data that a model with a batch size of its own cannot take.
 
     Args:
-        objective: the objective.
-        folds: folds of the validation, 1 for a hold-out.
-        batch_size: samples per step.
-        train_samples: training samples of the smallest fold.
+        where: the objective.
+        fixed_batch: samples of the only batches that the model takes, or None.
+        parts: samples by what they are for.
+        batch_sizes: samples per step that are asked for.
 
     Raises:
         ObjectiveError: with the numbers and the remedy.
     """
-    if train_samples < batch_size:
+    if fixed_batch is None:
+        return
+    others = [size for size in batch_sizes if size != fixed_batch]
+    if others:
         raise ObjectiveError(
-            f"{objective.where}: each fold must train on at least one batch, got {train_samples} training samples "
-            f"per fold and batch_size {batch_size}. Lower batch_size, or add data."
+            f"{where}: batch_size must be {fixed_batch}, since the model's Input has a fixed batch_shape, got "
+            f"{others[0]}. Set batch_size = {fixed_batch}, or give the Input a shape without the batch."
         )
+    for part, samples in parts.items():
+        rest = samples % fixed_batch
+        if rest:
+            raise ObjectiveError(
+                f"{where}: the model takes batches of {fixed_batch} samples alone, so {part} must be a multiple of "
+                f"that, got {samples} samples, which leave a last batch of {rest}. Return (x_train, y_train), "
+                "(x_validation, y_validation), (x_test, y_test) of such sizes from load_data(), or give the Input a "
+                "shape without the batch."
+            )

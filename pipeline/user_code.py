@@ -30,9 +30,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pipeline.errors import ObjectiveError, did_you_mean
+from pipeline.errors import ObjectiveError, did_you_mean, plain_text
 
 T = TypeVar("T")
+
+KEPT = "_lrtune_kept"
+"""Name under which a module given by a notebook keeps what outlives its models."""
 
 PREFIX = "lrtune_objective_"
 """Begins the names of modules that are the user's, so that they are told from everything else."""
@@ -158,6 +161,12 @@ class UserCode:
             raise ObjectiveError(
                 f"{self.name}: {function_name}() raised {describe_fault(error, self.path)}."
             ) from error
+
+    def kept_with_module(self, make: Callable[[], T]) -> T:
+        """Return what was made for this program before; a module that lives in this process alone is not run again."""
+        if not self._given:
+            return make()
+        return vars(self.module).setdefault(KEPT, make())  # type: ignore[no-any-return]
 
     def _where_files_are(self, run: Callable[[], T]) -> T:
         """Run in the working directory; where a file is missing there, again in the folders that may have it.
@@ -435,8 +444,85 @@ def describe_fault(error: BaseException, path: Path | None) -> str:
         error: the exception.
         path: the objective's file, or None.
     """
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}".rstrip(": .") + _line(error, path)
+    if isinstance(error, SystemExit):
+        return _ended(error, path)
+    text = _cause(plain_text(str(error)))
+    remedy = next((said for pattern, said in REMEDIES if re.search(pattern, text)), "")
+    said = f"{type(error).__name__}: {cut(text, LONGEST_FAULT)}".rstrip(": .")
+    return said + _line(error, path) + (f". {remedy}" if remedy else "")
+
+
+LONGEST_FAULT = 500
+"""So many characters of an exception are shown at the most."""
+
+REMEDIES = (
+    (
+        r"expects 2D inputs .*y_true\.shape=\((None|\d+),\)",
+        "Give the targets a second axis in load_data(): y.reshape(-1, 1)",
+    ),
+    (
+        r"indices\[.*\] = -?\d+ is not in \[0, \d+\)",
+        "A token number has no row in an Embedding: raise its input_dim, or limit the vocabulary",
+    ),
+    (
+        r"[Rr]agged",
+        "Pad the samples to one length, x.to_tensor() or keras.utils.pad_sequences, and let the model mask what is "
+        "padded",
+    ),
+    (
+        r"labels must be .*rank|[Rr]eceived a label value of|[Ll]abels? (value )?(is )?outside",
+        "Number the classes from 0 to the model's outputs - 1",
+    ),
+    (
+        r"target.*output.*must have the same|Arguments `target` and `output` must have the same shape",
+        "Class numbers go with 'sparse_categorical_crossentropy', one-hot rows with 'categorical_crossentropy'",
+    ),
+)
+"""What mends an error, by what the error says."""
+
+
+def _cause(text: str) -> str:
+    """Return what an error says without its frame: where Keras was, what it was called with, which node it was."""
+    before, _, _ = text.partition("[[{{node")
+    if before != text and before.strip():  # TensorFlow tells the cause last, after the frames that led to it
+        lines = [line.strip() for line in before.splitlines() if line.strip()]
+        return " ".join(lines[-1].split())
+    text = text.partition("Arguments received by")[0]
+    return " ".join(text.split())
+
+
+def cut(text: str, longest: int) -> str:
+    """Return a text, cut behind a sentence where it is too long, or at least between words.
+
+    >>> cut("One thing. Another thing that is long.", 20)
+    'One thing. ...'
+    """
+    if len(text) <= longest:
+        return text
+    head = text[:longest]
+    end = head.rfind(". ") + 1
+    return f"{head[:end] if end > longest // 4 else head.rpartition(' ')[0]} ..."
+
+
+def _ended(error: SystemExit, path: Path | None) -> str:
+    """Return what is said of a program that ends its process."""
+    parses = path is not None and re.search(r"parse_args|sys\.argv|app\.run|absl|typer|click", _source(path))
+    code = "" if error.code is None else f" with {error.code}"
+    remedy = (
+        "it parses command-line arguments where it is imported; lrtune gives it none. Give every argument a default, "
+        'parse them under if __name__ == "__main__":, or make them parameters of build_model and load_data, which '
+        "objective.kwargs sets"
+        if parses
+        else "nothing that ends the process may run where it is imported or called"
+    )
+    return f"it ends its process{code}{_line(error, path)}: {remedy}"
+
+
+def _source(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _line(error: BaseException, path: Path | None) -> str:

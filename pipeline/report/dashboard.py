@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import KnownError
-from pipeline.report.doubts import doubts_of
+from pipeline.report.doubts import NOTHING_REMEDY, doubts_of, learned_nothing
 from pipeline.report.export import keras_code
 from pipeline.report.records import StudyRecord, recommend
 from pipeline.storage import open_storage, storage_errors
@@ -106,6 +106,11 @@ def note(record: StudyRecord) -> str:
     answer = recommend(record)
     if answer is None:
         return "\n".join(["**No answer yet.**", "", *(f"- {doubt}" for doubt in doubts_of(record, None))])
+    nothing = learned_nothing(record)
+    if nothing is not None:
+        doubts = [text for text in doubts_of(record, answer) if not text.startswith(nothing)]
+        lines = [f"**{nothing} Nothing is recommended.**", "", NOTHING_REMEDY, "", *(f"- {text}" for text in doubts)]
+        return "\n".join([*lines, "", "The whole report is among the artifacts.", ""])
     gain = answer.improvement
     lines = [
         f"## Train with {answer.configuration.describe()} for {counted(answer.epochs, 'epoch')}",
@@ -114,12 +119,12 @@ def note(record: StudyRecord) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| {record.monitor.name} | {answer.value:.4g}"
+        f"| {record.monitor.label} | {answer.value:.4g}"
         + (f" ± {answer.value_std:.2g} |" if answer.value_std is not None else " |"),
     ]
     if answer.baseline_value is not None:
         lines.append(f"| Keras default | {answer.baseline_value:.4g} |")
-    if gain is not None and not answer.trial.baseline and answer.fold_runs > 1:
+    if gain is not None and not answer.trial.baseline and answer.tells:
         lines.append(f"| gain, 95% interval | {gain.mean:.3g} ({gain.low:.3g} to {gain.high:.3g}) |")
     lines += [
         f"| trials | {record.count('complete')} ran through, {record.count('pruned')} pruned, "

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.report.records import Recommendation, StudyRecord, TrialRecord
+from pipeline.report.records import TWO_REPEATS, Recommendation, StudyRecord, TrialRecord
 from pipeline.search.space import widening_note
 from pipeline.words import counted
 
 NOTHING = 0.01
 """A loss within this share of the best constant answer's shows that nothing was learned."""
+
+NOTHING_REMEDY = (
+    "Look at the scale of the inputs, the labels, the loss and the model; or raise epochs, or search other learning "
+    "rates."
+)
+"""What to do where no trial has learned anything."""
 
 ACCURACIES = ("accuracy", "acc", "binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy")
 """Metrics that are the share of right answers."""
@@ -30,18 +36,19 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
         record: the study.
         answer: its recommendation, or None.
     """
+    # What the study showed of itself before it trained: it says what any value here is worth.
+    found = [str(doubt) for doubt in (record.proof or {}).get("doubts", ())]
     if answer is None:
-        return ["No trial ran through: every one diverged, failed, or is still to run."]
-    found = []
+        return [*found, "No trial ran through: every one diverged, failed, or is still to run."]
     epochs = record.about["epochs"]
     length = counted(epochs, "epoch")
     complete = [trial for trial in record.trials if trial.state == "complete"]
     unfinished = record.count("waiting") + record.count("running")
     if unfinished:
         found.append(f"{unfinished} trials have not run yet; run 'lrtune tune' again to finish the study.")
-    nothing = _nothing_learned(record, complete)
+    nothing = learned_nothing(record)
     if nothing is not None:
-        found.append(nothing)
+        found.append(f"{nothing} {NOTHING_REMEDY}")
     held = min(sizes[1] for sizes in record.about["fold_sizes"])
     if held < FEW_SAMPLES:
         found.append(
@@ -63,9 +70,24 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
             f"The loss of the recommended run was still falling after {length}, though {record.monitor.name} "
             "was best before; raise epochs to see whether more training helps."
         )
+    if answer.trial.state != "complete":
+        found.append(
+            "The time was up before a trial had run through: this is the best of the epochs that were trained, "
+            "and says little of what whole runs end at. Run 'lrtune tune' again to go on, or give it more time."
+        )
+    if answer.confirmed and record.confirm and record.confirmed_repeats < record.confirm["repeats"]:
+        found.append(
+            f"The confirmation was cut off after {record.confirmed_repeats} of {record.confirm['repeats']} repeats; "
+            "run 'lrtune tune' again to finish it."
+        )
     if not answer.confirmed:
         found.append(
             "The answer was not confirmed on fresh seeds: the best of many noisy trials looks better than it is."
+        )
+    elif not answer.tells:
+        found.append(
+            f"The finalists and the Keras default ran {counted(answer.fold_runs, 'time')} each on fresh seeds: "
+            f"{TWO_REPEATS}; raise confirm.repeats, or use folds."
         )
     elif answer.tied_with and len(answer.tied_with) + 1 >= len(_candidates(record)):
         found.append(
@@ -91,8 +113,11 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
     return found
 
 
-def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> str | None:
-    """Say that no trial is better than a model that ignores its inputs, where it is so."""
+def learned_nothing(record: StudyRecord) -> str | None:
+    """Say that no trial is better than a model that ignores its inputs, where it is so: nothing is recommended then."""
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    if not record.monitor.on_validation:
+        return None  # the bar is that of validation samples
     name = record.monitor.name.removeprefix("val_")
     bar = dict(record.about.get("no_skill") or {}).get("accuracy" if name in ACCURACIES else name)
     values = [trial.value for trial in complete if trial.value is not None]
@@ -104,10 +129,7 @@ def _nothing_learned(record: StudyRecord, complete: Sequence[TrialRecord]) -> st
     else:
         best = min(values)
         answer = f"one constant answer gives {bar:.4g}"
-    return (
-        f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}. Look at the "
-        "scale of the inputs, the labels, the loss and the model; or raise epochs, or search other learning rates."
-    )
+    return f"No trial learned to use the inputs: the best {record.monitor.name} is {best:.4g}, and {answer}."
 
 
 def _classifies_better(record: StudyRecord, complete: Sequence[TrialRecord]) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import KnownError
+from pipeline.report.doubts import doubts_of, learned_nothing
 from pipeline.report.overfitting import overfitting_frame
 from pipeline.report.records import (
     Recommendation,
@@ -35,13 +36,18 @@ if TYPE_CHECKING:
 
 
 def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
-    """Return the recommendation, machine-readable; keys that the study did not use are None."""
+    """Return the recommendation, machine-readable; keys that the study did not use are None.
+
+    Where no trial learned anything, nothing is recommended: all keys of the recommendation are None.
+    """
+    nothing = learned_nothing(record) is not None
     c, improvement = answer.configuration, answer.improvement
     settings = c.spec.settings
     baseline = record.baseline
-    return {
+    found = {
         "study": record.name,
         "objective": record.about["objective"],
+        "recommended": not nothing,
         "optimizer": c.optimizer,
         "learning_rate": c.learning_rate,
         "decay": c.decay,
@@ -71,12 +77,28 @@ def best_json(record: StudyRecord, answer: Recommendation) -> dict[str, Any]:
             for trial in answer.tied_with
             if trial.configuration is not None
         ],
+        "doubts": doubts_of(record, answer),
     }
+    return {**found, **dict.fromkeys(RECOMMENDED), "tied_with": []} if nothing else found
+
+
+RECOMMENDED = (
+    "optimizer", "learning_rate", "decay", "final_fraction", "epochs", "batch_size", "momentum", "weight_decay",
+    "warmup_fraction", "value", "value_std", "trial", "improvement",
+)  # fmt: skip
+"""Keys of best.json that say what to train with and how good that is."""
 
 
 def _finite(value: float) -> float | None:
     """Return a bound, or None where one paired run gives none."""
     return value if math.isfinite(value) else None
+
+
+SEEDED_CODE = """\
+# Under keras.utils.set_random_seed or tf.random.set_seed, model.fit repeats one order of samples in every epoch; the
+# study shuffled anew. So does tf.data.Dataset.from_tensor_slices(...).shuffle(...).batch(...), under a seed too.
+"""
+"""What is said in the code for a program that seeds TensorFlow."""
 
 
 def keras_code(record: StudyRecord, answer: Recommendation) -> str:
@@ -104,6 +126,7 @@ def keras_code(record: StudyRecord, answer: Recommendation) -> str:
             c.final_fraction, c.learning_rate, epochs, record.monitor.name, record.monitor.mode
         )
         callbacks, fitted = f"callbacks = [{rule}]\n", ", validation_data=..., callbacks=callbacks"
+    seeded = SEEDED_CODE if about.get("seeded") else ""
     laid_out = "of all samples" if grow else "as in the study"
     decays = "" if c.decay == "constant" else f"\n# {c.decay} decay over {epochs} epochs of {steps} steps, {laid_out}"
     weights = ", sample_weight=..." if about.get("weighted") else ""
@@ -120,7 +143,7 @@ learning_rate = {schedule}
 optimizer = {optimizer}
 {callbacks}
 # model.compile(optimizer=optimizer, loss=..., metrics=[...])
-{built}# model.fit({data}{size}, epochs=EPOCHS{fitted})
+{built}{seeded}# model.fit({data}{size}, epochs=EPOCHS{fitted})
 """
 
 
@@ -142,9 +165,11 @@ def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[P
     answer = recommend(record)
     if answer is not None:
         files["best.json"] = json.dumps(best_json(record, answer), indent=2, allow_nan=False) + "\n"
-        evidence = f"{record.monitor.name} {answer.value:.4g}, {answer.headline}."
+    recommended = answer if answer is not None and learned_nothing(record) is None else None
+    if recommended is not None:
+        evidence = f"{record.monitor.label} {recommended.value:.4g}, {recommended.headline}."
         where = json.dumps(record.about["objective"])[1:-1].replace('"', "'")
-        files["best.py"] = f'"""What lrtune recommends for {where}: {evidence}"""\n\n{keras_code(record, answer)}'
+        files["best.py"] = f'"""What lrtune recommends for {where}: {evidence}"""\n\n{keras_code(record, recommended)}'
     for name, frame in (
         ("trials", trials_frame),
         ("curves", curves_frame),
@@ -156,8 +181,8 @@ def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[P
     if page is not None:
         files["report.html"] = page
     written = write_files(folder, files)
-    if answer is None:
-        for name in ("best.json", "best.py"):  # of an earlier study under this name
+    for name in ("best.json", "best.py"):  # of an earlier study under this name, or of fewer trials
+        if name not in files:
             (folder / name).unlink(missing_ok=True)
     return written
 

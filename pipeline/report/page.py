@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.report.doubts import doubts_of
+from pipeline.report.doubts import NOTHING_REMEDY, doubts_of, learned_nothing
 from pipeline.report.export import keras_code
 from pipeline.report.figures.course import (
     divergences,
@@ -61,6 +61,8 @@ def render(record: StudyRecord) -> str:
         about=record.about,
         answer=answer,
         code=keras_code(record, answer) if answer is not None else "",
+        nothing=learned_nothing(record) if answer is not None else None,
+        nothing_remedy=NOTHING_REMEDY,
         warnings=doubts_of(record, answer),
         ranges=_ranges(record, figures),
         sweeps=_sweeps(record, figures),

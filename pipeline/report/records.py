@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +113,24 @@ class StudyRecord:
     widened: tuple[float, float] | None = None
     stopped: str | None = None
     study_file: Mapping[str, Any] | None = None
+    proof: Mapping[str, Any] | None = None
 
     @property
     def baseline(self) -> TrialRecord | None:
         """Return the trial of the Keras default, once it has run."""
         return next((t for t in self.trials if t.baseline and t.state in ("complete", "pruned")), None)
+
+    @property
+    def confirmed_repeats(self) -> int:
+        """Return the repeats of the confirmation that every candidate has run."""
+        confirm = self.confirm or {"candidates": [], "values": {}, "repeats": 0}
+        done = [len(confirm["values"].get(str(number), [])) for number in confirm["candidates"]]
+        return min([int(confirm["repeats"]), *done]) if done else 0
+
+    def baseline_so_far(self) -> float | None:
+        """Return the Keras default's best value over the epochs that it has run, or None."""
+        default = next((trial for trial in self.trials if trial.baseline), None)
+        return self.shown_value(default) if default is not None else None
 
     def ranked(self) -> list[TrialRecord]:
         """Return the trials that ran through, best first."""
@@ -149,6 +162,13 @@ class StudyRecord:
     def count(self, outcome: str) -> int:
         """Return the number of trials that ended so."""
         return sum(t.outcome == outcome for t in self.trials)
+
+
+FEWEST_RUNS = 3
+"""From so many paired runs on an interval is shown."""
+
+TWO_REPEATS = "two repeats can hardly tell anything"
+"""What is said instead of it."""
 
 
 @dataclass(frozen=True)
@@ -190,16 +210,36 @@ class Recommendation:
         return self.trial.best_epoch
 
     @property
+    def tells(self) -> bool:
+        """Return whether there are runs enough for an interval that says something."""
+        return self.fold_runs >= FEWEST_RUNS
+
+    @property
+    def sameness(self) -> str | None:
+        """Say what a spread of zero means, where every run gave the same difference or the same value."""
+        gain = self.improvement
+        if not self.tells or (self.value_std != 0 and (gain is None or self.trial.baseline or gain.low < gain.high)):
+            return None
+        return (
+            "Every repeat gave the same: the weights, the samples and their order in a batch are fixed, so that "
+            "repeats tell nothing of chance"
+        )
+
+    @property
     def headline(self) -> str:
         """Say in a few words how the answer compares with the Keras default."""
         if self.trial.baseline:
             return "the Keras default itself: nothing that was tried is better"
+        if self.improvement is None and self.trial.state not in ("complete", "pruned"):
+            return "the best so far, of trials that were cut off before any ran through"
         if self.improvement is None:
             return (
                 "the Keras default diverged" if self.baseline_value is None else "not compared with the Keras default"
             )
         if self.fold_runs < 2:
             return "not compared with the Keras default by more than one run"
+        if not self.tells:
+            return f"{'ahead of' if self.improvement.mean > 0 else 'behind'} the Keras default, but {TWO_REPEATS}"
         if self.improvement.low > 0:
             return "better than the Keras default"
         return "not distinguishable from the Keras default"
@@ -240,6 +280,7 @@ def load_record(study: Study) -> StudyRecord:
         shown_url=without_password(url),
         stopped=_stopped(attributes.get("stopped"), len(trials)),
         study_file=attributes.get("study_file"),
+        proof=attributes.get("proof"),
     )
 
 
@@ -259,7 +300,7 @@ _STATES = {
 
 def _trial_record(trial: FrozenTrial, monitor: Monitor) -> TrialRecord:
     attributes = trial.user_attrs
-    curves = attributes.get("curves", {})
+    curves = attributes.get("curves") or attributes.get("partial") or {}
     value = best_epoch = value_std = None
     if trial.state == TrialState.COMPLETE:
         value, best_epoch = trial.value, best_epoch_of(curves, monitor)
@@ -292,7 +333,7 @@ def recommend(record: StudyRecord) -> Recommendation | None:
     """
     ranked = record.ranked()
     if not ranked:
-        return None
+        return _from_what_there_is(record)
     by_number = {trial.number: trial for trial in record.trials}
     # Repeats on validation data of the user's own share their samples: they differ by their seeds alone.
     sizes = record.about["fold_sizes"]
@@ -330,6 +371,34 @@ def recommend(record: StudyRecord) -> Recommendation | None:
     )
 
 
+def _from_what_there_is(record: StudyRecord) -> Recommendation | None:
+    """Return the best of trials that were cut off, by the epochs that they finished; None where there are none."""
+    found = []
+    for trial in record.trials:
+        curve = trial.mean_curve(record.monitor.name)
+        costs = record.monitor.cost(curve)
+        if trial.diverged_at is None and trial.configuration is not None and np.isfinite(costs).any():
+            best = int(np.argmin(costs))
+            found.append(
+                (float(costs[best]), trial.number, replace(trial, best_epoch=best + 1, value=float(curve[best])))
+            )
+    if not found:
+        return None
+    _, _, trial = min(found, key=lambda one: one[:2])
+    default = record.baseline_so_far()
+    return Recommendation(
+        trial=trial,
+        confirmed=False,
+        value=float(trial.value or 0.0),
+        value_std=None,
+        baseline_value=default,
+        improvement=None,
+        tied_with=(),
+        fold_runs=1,
+        one_split=record.one_split,
+    )
+
+
 def _confirmed_costs(record: StudyRecord) -> dict[int, list[float]]:
     """Return the costs of the confirmation's candidates, infinite where one diverged; empty before it is whole."""
     if not record.confirm:
@@ -337,16 +406,14 @@ def _confirmed_costs(record: StudyRecord) -> dict[int, list[float]]:
     best = next((trial for trial in record.ranked() if not trial.baseline), None)
     if best is not None and best.number not in record.confirm["candidates"]:
         return {}  # trials that came later were not confirmed
-    repeats = record.confirm["repeats"]
-    costs = {}
-    for number in record.confirm["candidates"]:
+    repeats = record.confirmed_repeats
+    costs: dict[int, list[float]] = {}
+    for number in record.confirm["candidates"] if repeats else ():
         runs = record.confirm["values"].get(str(number), [])
-        if len(runs) < repeats:
-            return {}
         costs[number] = [
             float(cost) for run in runs[:repeats] for cost in (record.monitor.cost(run) if run else [math.inf])
         ]
-    longest = max(len(values) for values in costs.values())
+    longest = max((len(values) for values in costs.values()), default=0)
     return {number: values if len(values) == longest else [math.inf] for number, values in costs.items()}
 
 

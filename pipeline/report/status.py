@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
+from pipeline.search.space import space_size
 from pipeline.storage import check_exists, check_layout, server_arguments, storage_errors, without_password
 from pipeline.words import FURTHER, describe_configuration, duration
 
@@ -181,7 +182,8 @@ def _describe(study: Study, tables: _Tables) -> Status:
         check_layout(study.path, tables.attribute("layout"))
     counts, diverged = tables.counts(), tables.diverged()
     finished = sum(counts.get(state, 0) for state in FINISHED)
-    total = max(study.config.trials, sum(counts.values()))
+    asked = int(min(study.config.trials, space_size(study.config.search)))
+    total = max(asked, sum(counts.values()))
     stop = tables.attribute("stopped")
     if stop and stop["trials"] == finished == sum(counts.values()) and study.config.stop.patience is not None:
         total = finished
@@ -205,7 +207,7 @@ def _describe(study: Study, tables: _Tables) -> Status:
         name=study.name,
         finished=finished,
         total=total,
-        stopped=total < study.config.trials,
+        stopped=total < asked,
         counts=ordered,
         best=best,
         seconds_left=mean * (total - finished) if mean is not None and finished < total else None,

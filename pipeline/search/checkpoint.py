@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import time
 import zipfile
@@ -173,6 +174,15 @@ class Checkpoint:
         if self.place.has_room(sum(array.nbytes for array in found.state.values()), self.number):
             self._write(found)
         self._kept = time.monotonic()
+
+    def at_once(self, position: Callable[[], Position]) -> None:
+        """Keep the run inside a fold now, whatever the time: it is about to end.
+
+        Args:
+            position: as for `after_epoch`.
+        """
+        self._kept = -math.inf
+        self.after_epoch(position)
 
     def after_fold(self, position: Position) -> None:
         """Keep the curves of the folds that are done, where that took longer than writing them."""

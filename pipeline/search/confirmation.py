@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.errors import NoAnswerError
 from pipeline.progress import Reporter
+from pipeline.search.deadline import Deadline, TimeUp
 from pipeline.search.prepare import Prepared, splits_of
 from pipeline.search.space import BASELINE, Configuration
 from pipeline.search.stored import best_epoch_of, configuration_of
@@ -39,7 +40,11 @@ class ConfirmTask:
     repeat: int
 
 
-def confirm(study: optuna.Study, prepared: Prepared, reporter: Reporter, pool: Pool | None) -> None:
+CUT = "cut off"
+"""Stands for the result of a run that the study's time did not allow."""
+
+
+def confirm(study: optuna.Study, prepared: Prepared, reporter: Reporter, pool: Pool | None, deadline: Deadline) -> None:
     """Run the finalists and the default on fresh seeds; keep every repeat as soon as it is done.
 
     Args:
@@ -47,6 +52,7 @@ def confirm(study: optuna.Study, prepared: Prepared, reporter: Reporter, pool: P
         prepared: the same with its engine.
         reporter: told what happens.
         pool: workers to share the runs, or None.
+        deadline: the time of the study; what it does not allow goes on at the next run.
 
     Raises:
         NoAnswerError: when no trial ran through.
@@ -54,6 +60,8 @@ def confirm(study: optuna.Study, prepared: Prepared, reporter: Reporter, pool: P
     settings, monitor = prepared.study.config.confirm, prepared.monitor
     trials = study.get_trials(deepcopy=False)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    if not complete and deadline.passed() and any(t.user_attrs.get("partial") for t in trials):
+        return
     if not complete:
         raise NoAnswerError(
             f"{prepared.study.path}: no trial ran through: all of {len(trials)} diverged or failed. Look at "
@@ -78,25 +86,40 @@ def confirm(study: optuna.Study, prepared: Prepared, reporter: Reporter, pool: P
         numbers = [t.number for t in candidates]
         study.set_user_attr("confirm", {"values": values, "candidates": numbers, "repeats": settings.repeats})
 
-    results = (confirm_once(prepared, task) for task in tasks) if pool is None else pool.confirm(tasks)
+    keep()
+    results = (confirm_once(prepared, task, deadline) for task in tasks) if pool is None else pool.confirm(tasks)
     with reporter.bar("confirm", len(tasks)) as bar:
         for done, (task, result) in enumerate(zip(tasks, results, strict=True), start=1):
+            if result == CUT:
+                reporter.stage("timeout", f"{done - 1} of {len(tasks)} runs of the confirmation are done")
+                break
             values.setdefault(str(task.trial), []).append(result)
             bar.update(done, task.configuration.describe())
             keep()
     keep()
 
 
-def confirm_once(prepared: Prepared, task: ConfirmTask) -> list[float] | None:
-    """Return the monitored value per fold of a fresh repeat at the task's epoch, or None where it diverged."""
-    outcome = run_trial(
-        prepared.engine,
-        task.configuration,
-        splits_of(prepared.study, prepared.objective, repeat=task.repeat + 1),
-        epochs=prepared.study.config.epochs,
-        monitor=prepared.monitor,
-        run_epochs=task.best_epoch,
-    )
+def confirm_once(prepared: Prepared, task: ConfirmTask, deadline: Deadline) -> list[float] | str | None:
+    """Return the monitored value per fold of a fresh repeat at the task's epoch; None where it diverged, or `CUT`."""
+
+    def on_epoch(fold: int, epoch: int, value: float) -> None:
+        if deadline.passed():
+            raise TimeUp
+
+    if deadline.passed():
+        return CUT
+    try:
+        outcome = run_trial(
+            prepared.engine,
+            task.configuration,
+            splits_of(prepared.study, prepared.objective, repeat=task.repeat + 1),
+            epochs=prepared.study.config.epochs,
+            monitor=prepared.monitor,
+            run_epochs=task.best_epoch,
+            on_epoch=on_epoch,
+        )
+    except TimeUp:
+        return CUT
     if outcome.diverged_at is not None:
         return None
     return [curve[task.best_epoch - 1] for curve in outcome.curves[prepared.monitor.name]]

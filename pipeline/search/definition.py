@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,17 @@ from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared
 from pipeline.storage import check_layout, open_storage, storage_errors, without_password
 from pipeline.study_file import Study, study_of
-from pipeline.training.data import Data
+from pipeline.training.building import overrides
+from pipeline.training.constant import MOST_VALUES, constant_loss
+from pipeline.training.data import Data, as_tensor, leaves, map_tree
+from pipeline.training.engine import Engine
 from pipeline.training.no_skill import no_skill
+from pipeline.training.outputs import ends_in
 from pipeline.training.splits import Split
 from pipeline.training.stream import Stream
+
+VALIDATION_BYTES = 1 << 26
+"""Targets of a validation dataset are kept up to this size, in bytes, to know what a constant answer reaches."""
 
 
 def definition_of(prepared: Prepared) -> dict[str, Any]:
@@ -84,6 +91,7 @@ def about(prepared: Prepared) -> dict[str, Any]:
         "own_optimizer": prepared.objective.own_optimizer,
         "own": list(prepared.objective.own) if prepared.objective.own is not None else None,
         "weighted": isinstance(prepared.objective.train, Data) and prepared.objective.train.sample_weight is not None,
+        "seeded": prepared.objective.seeded,
         "dataset": isinstance(prepared.objective.train, Stream),
         "versions": _versions(),
     }
@@ -103,12 +111,50 @@ def _versions() -> dict[str, str]:
 
 
 def _no_skill(prepared: Prepared) -> dict[str, float]:
-    """Return the mean over folds of what the best constant answer reaches on the validation samples, by metric."""
-    train, loss = prepared.objective.train, prepared.objective.only_loss
-    if not isinstance(train, Data) or not isinstance(train.y, np.ndarray) or loss is None:
+    """Return the mean over folds of what the best constant answer reaches on the validation samples, by metric.
+
+    By a formula where the loss has one, else by minimizing the model's own loss over one answer to every sample.
+    """
+    folds = []
+    for part in _held_out(prepared):
+        found = {}
+        if prepared.objective.only_loss is not None:
+            weights = part.sample_weight if prepared.objective.weighted[1] is not False else None
+            found = no_skill(part.y, prepared.objective.only_loss, weights)
+        folds.append(found or _measured(prepared.engine, part))
+    names = set.intersection(*(set(fold) for fold in folds)) if folds else set()
+    return {name: float(np.mean([fold[name] for fold in folds])) for name in sorted(names)}
+
+
+def _held_out(prepared: Prepared) -> Iterator[Data]:
+    """Yield the validation samples of every fold; of a dataset, as many as fit into a little memory."""
+    data = prepared.objective.train
+    if isinstance(data, Data):
+        for split in prepared.splits:
+            if isinstance(split, Split) and len(split.validation):
+                yield Data(None, data.y, data.sample_weight, data.samples).take(split.validation)
+        return
+    held = data.validation_targets(VALIDATION_BYTES)
+    if held is not None:
+        yield held
+
+
+def _measured(engine: Engine, part: Data) -> dict[str, float]:
+    """Return the loss of the best constant answer, by the model's own loss; empty where that is not known."""
+    model, tf = engine.whole, engine.tf
+    own = any(overrides(engine.keras, model, name) for name in ("train_step", "test_step", "compute_loss"))
+    if part.y is None or own or model.losses or model.loss is None:
         return {}
-    folds = [no_skill(train.y[split.validation], loss) for split in prepared.splits if isinstance(split, Split)]
-    return {name: float(np.mean([fold[name] for fold in folds])) for name in (folds[0] if folds else ())}
+    try:
+        x = engine.source.sample_inputs()
+        every = max(1, sum(leaf.size for _, leaf in leaves(part.y)) // MOST_VALUES)
+        some = part.take(np.arange(0, part.samples, every)) if every > 1 else part
+        y, weight = (map_tree(lambda a: as_tensor(tf, a), tree) for tree in (some.y, some.sample_weight))
+        outputs, ends = model(x, training=False), ends_in(tf, engine.keras, model, x)
+        loss = constant_loss(tf, model, outputs, ends, y, weight, engine.batch_size)
+    except Exception:  # a loss that takes no such answer has no bar
+        return {}
+    return {"loss": loss} if np.isfinite(loss) else {}
 
 
 def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> None:

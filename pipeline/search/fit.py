@@ -10,13 +10,13 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import KnownError
-from pipeline.objective import Objective
+from pipeline.errors import KnownError, plain_text
+from pipeline.objective import Objective, check_sizes
 from pipeline.search.space import Configuration
 from pipeline.search.trial import split_seed
 from pipeline.training.data import Data, joined
@@ -26,6 +26,7 @@ from pipeline.training.optimizers import build_optimizer
 from pipeline.training.sources import AnySplit
 from pipeline.training.splits import Split
 from pipeline.training.stream import Stream, StreamSplit
+from pipeline.user_code import cut
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def fit_recommended(
     batch_size: int,
     frozen_bytes: int,
     seed: int,
+    monitor: str,
     plateau_rates: Sequence[float] | None = None,
+    way: Mapping[str, Any] = MappingProxyType({}),
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> Fitted:
     """Train, evaluate once, and save `model.keras`.
@@ -69,16 +72,27 @@ def fit_recommended(
         batch_size: samples per step.
         frozen_bytes: memory for the outputs of a frozen body.
         seed: seed of initial weights and shuffles.
+        monitor: what the study optimized.
         plateau_rates: rate of each epoch, shape (epochs,), for a scheme that reacted to validation in the study.
+        way: how the study's engine trained, see `Engine.way`; one run does not pay for XLA.
         on_epoch: called with (epochs done, training loss).
 
     Raises:
         KnownError: when the run diverges or the model cannot be saved.
     """
     everything, split, tested = _all_of(objective, split_seed(seed, 0, 0))
+    if isinstance(split, Split):
+        parts = {"all the training samples": split.sizes[0], "the test set": split.sizes[1]}
+        check_sizes(objective.where, objective.fixed_batch, parts, (batch_size,))
     engine = Engine(
-        objective.build_model, everything, batch_size=batch_size, seed=split.seed, frozen_bytes=frozen_bytes
+        objective.build_model,
+        everything,
+        batch_size=batch_size,
+        seed=split.seed,
+        frozen_bytes=frozen_bytes,
+        loss_name=monitor,
     )
+    engine.go_on({**way, "xla": False})
     steps = split.steps_per_epoch(engine.batch_size)
     table = configuration.rates(decay_epochs * steps).reshape(decay_epochs, steps)
     if plateau_rates is not None:
@@ -210,6 +224,6 @@ def _loads(keras: Any, path: Path) -> bool:
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return what an error says first; Keras's go on for pages."""
-    said = " ".join(str(error).split()).partition(". ")[0].partition(" Full object config")[0].rstrip(".:")
-    return shorten(said, 160, placeholder=" ...") or type(error).__name__
+    """Return what an error says; Keras's go on for pages."""
+    said = " ".join(plain_text(str(error)).split()).partition(" Full object config")[0].partition(" Example: ")[0]
+    return cut(said, 300).rstrip(".:") or type(error).__name__

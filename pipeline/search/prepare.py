@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
 from pipeline.errors import KnownError, ObjectiveError, require_package
 from pipeline.objective import Objective, check_sizes, load_objective
 from pipeline.progress import Reporter
-from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, run_range_test
+from pipeline.search.deadline import Deadline
+from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, analyse_ramp, run_range_test
 from pipeline.search.samplers import check_sampler
-from pipeline.search.space import Space
 from pipeline.search.trial import Monitor, mode_of, split_seed
 from pipeline.storage import sqlite_path
 from pipeline.study_file import Study, ValidationSection
@@ -73,14 +72,14 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
         study = _held_out(study, objective.train)
     else:
         study = _checked_scheme(study, objective)
+        if objective.fixed_batch is not None and "batch_size" not in study.config.model_fields_set:
+            study = replace(study, config=study.config.model_copy(update={"batch_size": objective.fixed_batch}))
     config = study.config
     splits = splits_of(study, objective, repeat=0)
-    check_sizes(
-        objective,
-        folds=config.validation.fold_count,
-        batch_size=1 if isinstance(objective.train, Stream) else max(config.search.batch_sizes or (config.batch_size,)),
-        train_samples=min(split.sizes[0] for split in splits),
-    )
+    if not isinstance(objective.train, Stream):
+        for split in splits:
+            parts = dict(zip(("the training samples of a fold", "its validation samples"), split.sizes, strict=True))
+            check_sizes(objective.where, objective.fixed_batch, parts, (config.batch_size, *config.search.batch_sizes))
     try:
         engine = Engine(
             objective.build_model,
@@ -88,6 +87,7 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
             batch_size=config.batch_size,
             seed=splits[0].seed,  # a frozen body that is drawn at random then runs once for the first fold
             frozen_bytes=round(config.engine.frozen_memory * 2**20),
+            loss_name=config.monitor,
         )
     except KnownError as error:
         raise ObjectiveError(f"{objective.where}: {error}") from error
@@ -95,7 +95,7 @@ def prepare(study: Study, reporter: Reporter, module: ModuleType | None = None) 
         raise ObjectiveError(
             f"{objective.where}: the model cannot be built on the data: {describe_fault(error, objective.path)}."
         ) from error
-    monitor = find_monitor(study, engine)
+    study, monitor = find_monitor(study, engine)
     held = "" if objective.given is None else f"; the last {objective.train.samples - objective.given} validate"
     reporter.stage("data", f"{objective.train.describe()}{held}")
     if objective.groups is not None:
@@ -226,42 +226,63 @@ def splits_of(study: Study, objective: Objective, *, repeat: int) -> tuple[AnySp
     )
 
 
-def find_monitor(study: Study, engine: Engine) -> Monitor:
-    """Return what to optimize, with the direction Keras would infer.
+def find_monitor(study: Study, engine: Engine) -> tuple[Study, Monitor]:
+    """Return what to optimize, with the direction Keras would infer; and the study with that name in it.
+
+    A validation metric; or a number that a training step returns, where the study names it or the model has no
+    validation values at all.
 
     Raises:
         KnownError: when the model has no such metric, or its direction is unknown.
     """
-    config = study.config
-    vectors = [m.name for m in engine.model.metrics if f"val_{m.name}" == config.monitor]
-    if config.monitor not in engine.monitors and vectors:
+    config, name = study.config, study.config.monitor
+    if not engine.test_names and "monitor" not in config.model_fields_set and engine.loss_name in engine.train_names:
+        name = engine.loss_name
+        study = replace(study, config=config.model_copy(update={"monitor": name}))
+    validation = [f"val_{each}" for each in engine.test_names]
+    vectors = [m.name for m in engine.model.metrics if f"val_{m.name}" == name]
+    if name not in (*validation, *engine.train_names):
+        if vectors:
+            raise KnownError(
+                f"{study.path}: monitor: '{name}' must be a single number, got a metric with a value per class. Give "
+                "it an average where the model is compiled, such as average='macro'; or choose one of "
+                f"{', '.join(validation)}."
+            )
+        if not validation:
+            why = f" ({engine.no_validation})" if engine.no_validation else ""
+            raise KnownError(
+                f"{study.path}: monitor: '{name}' is not measured: the model has a train_step, and its test_step "
+                f"cannot be run{why}. Choose one of {', '.join(engine.train_names)}, measured on training data; or "
+                "override test_step too, so that the validation samples have a value."
+            )
         raise KnownError(
-            f"{study.path}: monitor: '{config.monitor}' must be a single number, got a metric with a value per class. "
-            "Give it an average where the model is compiled, such as average='macro'; or choose one of "
-            f"{', '.join(engine.monitors)}."
-        )
-    if config.monitor not in engine.monitors:
-        raise KnownError(
-            f"{study.path}: monitor: '{config.monitor}' is not measured by the model; it has "
-            f"{', '.join(engine.monitors)}. Compile the model with that metric, or choose one of these."
+            f"{study.path}: monitor: '{name}' is not measured by the model; it has {', '.join(validation)}. Compile "
+            "the model with that metric, or choose one of these."
         )
     if config.mode != "auto":
-        return Monitor(config.monitor, config.mode)
-    name = config.monitor.removeprefix("val_")
+        return study, Monitor(name, config.mode)
+    own = name.removeprefix("val_")
     metrics = [m for metric in engine.model.metrics for m in (metric, *getattr(metric, "metrics", ()))]
-    direction = next((m._direction for m in metrics if m.name == name and getattr(m, "_direction", None)), None)
+    direction = next((m._direction for m in metrics if m.name == own and getattr(m, "_direction", None)), None)
     if direction is not None:
-        return Monitor(config.monitor, {"up": "max", "down": "min"}[direction])
-    mode = mode_of(name)
+        return study, Monitor(name, {"up": "max", "down": "min"}[direction])
+    mode = mode_of(own)
     if mode is not None:
-        return Monitor(config.monitor, mode)
-    raise KnownError(
-        f"{study.path}: mode: Keras knows no direction for '{config.monitor}'. Set mode to 'min' or 'max'."
-    )
+        return study, Monitor(name, mode)
+    raise KnownError(f"{study.path}: mode: Keras knows no direction for '{name}'. Set mode to 'min' or 'max'.")
 
 
-def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
+RANGE_TEST_SHARE = 1 / 3
+"""Range tests take about this share of a study's time at most; optimizers that it does not reach are not tested."""
+
+
+def range_tests(prepared: Prepared, reporter: Reporter, deadline: Deadline | None = None) -> dict[str, RangeTest]:
     """Run the range test of every optimizer.
+
+    Args:
+        prepared: the study.
+        reporter: told how far it is.
+        deadline: the time of the study, or None.
 
     Raises:
         KnownError: when every optimizer diverges from the first step.
@@ -271,6 +292,9 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
     steps_per_epoch = prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)
     with reporter.bar("range test", len(prepared.study.config.search.optimizers)) as bar:
         for optimizer in prepared.study.config.search.optimizers:
+            if found and deadline is not None and deadline.passed((1 - RANGE_TEST_SHARE) * deadline.seconds):
+                found[optimizer] = analyse_ramp(optimizer, [], [])
+                continue
             try:
                 found[optimizer] = run_range_test(
                     prepared.engine,
@@ -295,53 +319,7 @@ def range_tests(prepared: Prepared, reporter: Reporter) -> dict[str, RangeTest]:
     return found
 
 
-def check_one_batch(prepared: Prepared) -> float:
-    """Train one batch with the first optimizer of the study.
-
-    Returns:
-        The batch's loss.
-
-    Raises:
-        ObjectiveError: when the step fails or its loss is not finite.
-    """
-    optimizer = prepared.study.config.search.optimizers[0]
-    try:
-        result = prepared.engine.start(optimizer, prepared.splits[0]).steps([1e-6])
-    except Exception as error:  # the first step of training: whatever the model's code raises
-        raise training_failed(prepared, optimizer, error) from error
-    if result.reason is not None:
-        raise ObjectiveError(
-            f"{prepared.objective.where}: the first batch must have a finite loss, got {result.losses[0]:g}. "
-            "Check the targets and the loss, and scale the inputs to about unit size."
-        )
-    return float(result.losses[0])
-
-
 def training_failed(prepared: Prepared, optimizer: str, error: Exception) -> ObjectiveError:
     """Return the message for an exception in the first steps of training."""
     fault = describe_fault(error, prepared.objective.path)
     return ObjectiveError(f"{prepared.objective.where}: training with {optimizer} failed: {fault}.")
-
-
-def space_of(study: Study, tests: dict[str, Any]) -> Space:
-    """Return the search space of a study, with the bounds that its range tests found."""
-    search = study.config.search
-    choice, fraction = search.learning_rate, search.final_fraction
-    if choice is None:
-        bounds = {name: (float(tests[name]["low"]), float(tests[name]["high"])) for name in search.optimizers}
-    elif choice.low is not None and choice.high is not None:
-        bounds = dict.fromkeys(search.optimizers, (choice.low, choice.high))
-    else:
-        bounds = {}
-    return Space(
-        optimizers=search.optimizers,
-        decays=search.decays,
-        bounds=bounds,
-        final_fraction=(fraction.low, fraction.high)
-        if fraction.low is not None and fraction.high is not None
-        else None,
-        final_fractions=fraction.values or (),
-        learning_rates=(choice.values or ()) if choice is not None else (),
-        settings=search.settings(),
-        bounds_batch_size=study.config.batch_size if choice is None else None,
-    )

@@ -7,6 +7,8 @@ the reason, or waiting again for whoever takes it next.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import threading
 import time
 import warnings
@@ -22,10 +24,11 @@ from pipeline.database import database_of, patience_of
 from pipeline.errors import NoAnswerError
 from pipeline.progress import Reporter
 from pipeline.search.checkpoint import Checkpoint, Checkpoints
+from pipeline.search.deadline import TimeUp
 from pipeline.search.prepare import Prepared
 from pipeline.search.pruning import FoldPruner, PastTrial, make_pruner
 from pipeline.search.queue import Taken, TrialQueue
-from pipeline.search.space import widening_note
+from pipeline.search.space import Configuration, widening_note
 from pipeline.search.stored import SIGNIFICANT_DIGITS, past_trial
 from pipeline.search.trial import Outcome, run_trial
 from pipeline.storage import is_of_storage
@@ -37,6 +40,9 @@ REPORT_SECONDS = 1.0
 
 REPORTS_PER_TRIAL = 10
 """Intermediate values written per trial at most: each costs a commit."""
+
+ALIKE = 3
+"""So many different configurations with curves that are equal to the last bit end the study."""
 
 HANGING_SECONDS = 10.0
 """How long, in seconds, a trial may overrun `trial_timeout` at least before its process is ended."""
@@ -60,6 +66,7 @@ class TrialRunner:
 
     Attributes:
         on_hang: ends this process when a trial hangs; None where it cannot be ended.
+        time_up: whether the study's time is up, asked after every epoch.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class TrialRunner:
         self.on_hang: Callable[[], object] | None = None
         self._checkpoints, self._called_back = checkpoints, called_back
         self._positions = (0.0, 1.0)
+        self.time_up: Callable[[], bool] = lambda: False
+        self._curves: dict[str, dict[str, int]] = {}
         self._facts: list[Any] = []
         self._past: dict[int, PastTrial] = {}
 
@@ -83,6 +92,11 @@ class TrialRunner:
                 self._positions = taken.space.positions
                 self.reporter.stage("search", str(widening_note(self._positions)))
             self._train_and_tell(queue, taken, self._pruner(queue.seen, taken))
+        except TimeUp as up:
+            with queue.owned(taken) as still:
+                if still:  # what it has come to is part of the answer until it goes on
+                    taken.trial.set_user_attr("partial", _rounded(up.args[0]))
+            queue.put_back(taken)
         except BaseException:
             with contextlib.suppress(Exception):
                 queue.put_back(taken)
@@ -133,6 +147,8 @@ class TrialRunner:
                 raise TrialTimeout(limit)
             if fold == 0 and epoch in reports:
                 report(epoch, value)
+            if self.time_up():
+                raise TimeUp
 
         def on_fold(fold: int, score: float) -> None:
             if fold > 0 and config.validation.fold_count <= 2 * REPORTS_PER_TRIAL:
@@ -151,6 +167,8 @@ class TrialRunner:
                     on_fold=on_fold,
                     checkpoint=checkpoint,
                 )
+        except TimeUp:
+            raise
         except Exception as error:  # whatever the model's code raises: the trial failed, the study goes on
             if is_of_storage(error):
                 raise  # the trial is not at fault: it goes back into the queue
@@ -158,12 +176,39 @@ class TrialRunner:
             self._fail(queue, taken, str(error) if told else describe_fault(error, self.prepared.objective.path))
             self._stop_after_failures(study)
             return
-        kept = {"progress": None} if checkpoint.is_shared else {}
+        kept: dict[str, Any] = {"progress": None} if checkpoint.is_shared else {}
+        if "partial" in trial.user_attrs:
+            kept["partial"] = None
         with queue.owned(taken) as still:
             if still and self._tell(study, taken, outcome, values, kept, fresh=not live[0] and not kept):
                 self._checkpoints.remove(trial.number)
             else:
                 self.reporter.stage("trials", f"trial {trial.number} was ended by another process meanwhile")
+        self._stop_where_nothing_changes(trial.number, configuration, outcome)
+
+    def _stop_where_nothing_changes(self, number: int, configuration: Configuration, outcome: Outcome) -> None:
+        """End the study when different configurations give the same curves to the last bit.
+
+        Raises:
+            NoAnswerError: at the third of them.
+        """
+        losses = outcome.curves.get("loss")
+        if outcome.diverged_at is not None or not losses:
+            return
+        digest = hashlib.blake2b(json.dumps(outcome.curves, sort_keys=True).encode(), digest_size=16).hexdigest()
+        steps = len(losses[0]) * self.prepared.splits[0].steps_per_epoch(
+            configuration.batch_size or self.prepared.engine.batch_size
+        )
+        trained = f"{configuration.spec}{configuration.rates(max(steps, 2)).tolist()}"
+        alike = self._curves.setdefault(digest, {})
+        alike.setdefault(trained, number)
+        if len(alike) >= ALIKE:
+            listed = ", ".join(map(str, sorted(alike.values())))
+            raise NoAnswerError(
+                f"{self.prepared.objective.where}: different configurations must give different curves, got the same "
+                f"to the last bit from trials {listed}. What is searched does not reach the weights: the training step "
+                "does not use self.optimizer, no gradient reaches a weight, or the rates are too low to move one."
+            )
 
     def _fail(self, queue: TrialQueue, taken: Taken, fault: str) -> None:
         """Record a trial as failed, with what went wrong."""

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from pipeline.training.decays import rate_table
 from pipeline.training.optimizers import BASELINE_OPTIMIZER, OPTIMIZERS, OptimizerSpec
 from pipeline.words import describe_configuration
+
+if TYPE_CHECKING:
+    from pipeline.study_file import SearchSection, StudyConfig
 
 
 class Drawing(Protocol):
@@ -310,3 +313,48 @@ class Space:
         if self.bounds_batch_size in self.settings.get("batch_size", ()):
             parameters["batch_size"] = self.bounds_batch_size
         return parameters
+
+
+def space_of(config: StudyConfig, tests: Mapping[str, Any]) -> Space:
+    """Return the search space of a study, with the bounds that its range tests found.
+
+    Args:
+        config: the study file's keys.
+        tests: range tests as they are stored, by optimizer.
+    """
+    search = config.search
+    choice, fraction = search.learning_rate, search.final_fraction
+    if choice is None:
+        bounds = {name: (float(tests[name]["low"]), float(tests[name]["high"])) for name in search.optimizers}
+    elif choice.low is not None and choice.high is not None:
+        bounds = dict.fromkeys(search.optimizers, (choice.low, choice.high))
+    else:
+        bounds = {}
+    return Space(
+        optimizers=search.optimizers,
+        decays=search.decays,
+        bounds=bounds,
+        final_fraction=(fraction.low, fraction.high)
+        if fraction.low is not None and fraction.high is not None
+        else None,
+        final_fractions=fraction.values or (),
+        learning_rates=(choice.values or ()) if choice is not None else (),
+        settings=search.settings(),
+        bounds_batch_size=config.batch_size if choice is None else None,
+    )
+
+
+def space_size(search: SearchSection) -> float:
+    """Return how many configurations a search has, the baseline included; infinite unless everything is a choice."""
+    choice = search.learning_rate
+    if choice is None or choice.values is None:
+        return math.inf
+    return Space(
+        optimizers=search.optimizers,
+        decays=search.decays,
+        bounds={},
+        final_fraction=None if search.final_fraction.values else (0.1, 1.0),
+        final_fractions=search.final_fraction.values or (),
+        learning_rates=choice.values,
+        settings=search.settings(),
+    ).size

@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +26,15 @@ from pipeline.errors import KnownError, StorageError
 from pipeline.progress import Reporter, sparkline
 from pipeline.search.checkpoint import Checkpoints
 from pipeline.search.confirmation import confirm, confirmation_seconds
+from pipeline.search.deadline import Deadline
 from pipeline.search.definition import about, check_same, definition_of
-from pipeline.search.prepare import Prepared, range_tests, space_of, training_failed
+from pipeline.search.prepare import Prepared, range_tests, training_failed
 from pipeline.search.pruning import pruning_note
 from pipeline.search.queue import CALLED_BACK, DISTANCE, WIDENING, SeenStudy, TrialQueue
 from pipeline.search.range_test import RangeTest
 from pipeline.search.running import TrialRunner
-from pipeline.search.space import Space
+from pipeline.search.soundness import Proof, agree, prove
+from pipeline.search.space import Space, space_of, space_size
 from pipeline.search.stopping import StopRule
 from pipeline.search.stored import SIGNIFICANT_DIGITS, configuration_of
 from pipeline.storage import (
@@ -44,7 +47,7 @@ from pipeline.storage import (
 )
 from pipeline.study_file import SearchSection, Study, cores, given_keys
 from pipeline.training.optimizers import OPTIMIZERS
-from pipeline.words import duration
+from pipeline.words import counted, duration
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -85,7 +88,7 @@ class StudyRunner:
         self.study = prepared.study
         self.config = prepared.study.config
         self.url = self.study.storage_url
-        self.started = time.monotonic()
+        self.deadline = Deadline()
         self._checkpoints = Checkpoints(
             self.study.output / "checkpoints",
             minutes=self.config.checkpoint.minutes,
@@ -106,11 +109,16 @@ class StudyRunner:
             KnownError: when it cannot be resumed, with the differences and the way out.
         """
         existing = self._find()
+        self._set_deadline([] if existing is None or fresh else existing.get_trials(deepcopy=False))
         tests: dict[str, RangeTest] = {}
         if existing is None or fresh or "definition" not in existing.user_attrs:
+            proof = self._prove()
             decision = self._choose_engine(existing)
+            if self.prepared.engine.xla:
+                proof = self._agreed(proof, agree(self.prepared, proof.reference))
+            decision = self.prepared.engine.fallback or decision
             if self._searches_rates():
-                tests = range_tests(self.prepared, self.reporter)
+                tests = range_tests(self.prepared, self.reporter, self.deadline)
                 if self.prepared.engine.fallback not in (None, decision):
                     decision = str(self.prepared.engine.fallback)
                     self.reporter.stage("engine", decision)
@@ -119,11 +127,13 @@ class StudyRunner:
             # Only now: a study that cannot begin must not cost the one that is there.
             if existing is not None and fresh:
                 self._delete(existing)
-            study = self._create(tests, decision)
+            study = self._create(tests, decision, proof)
         else:
             check_same(self.prepared, self.reporter, existing)
             study = existing
             self._restore_engine(study)
+            if "proof" not in study.user_attrs:  # begun by a version that did not test itself
+                study.set_user_attr("proof", self._prove().as_dict())
             asked = self.config.workers.at_once
             if asked not in ("auto", study.user_attrs.get("distance", 1)):
                 study.set_user_attr("distance", asked)
@@ -151,11 +161,13 @@ class StudyRunner:
                 if pool is None:
                     self.search(queue)
                 else:
+                    pool.until = self.deadline.until
                     pool.on_death = lambda: self._resume(queue)
                     pool.finished = lambda: self._finished(study)
                     with self._watched(study, queue):
                         pool.search()
-                    if study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)):
+                    left = study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+                    if left and not self.deadline.passed():
                         self.search(queue)  # what a worker that died has left
             except BaseException:
                 # Wherever the interruption struck, no trial of this process is left running.
@@ -167,7 +179,30 @@ class StudyRunner:
                 raise
             self._say_trials(study)
             with self.locks.exclusively("confirm", slow=True):
-                confirm(study, self.prepared, self.reporter, pool)
+                confirm(study, self.prepared, self.reporter, pool, self.deadline)
+
+    def _set_deadline(self, trials: Sequence[FrozenTrial]) -> None:
+        """Begin to count the study's time: from the start of the command, what trials took before included."""
+        seconds = self.config.timeout
+        if seconds is not None:
+            begun = time.time() - (time.monotonic() - self.reporter.started)
+            self.deadline = Deadline(seconds, begun + seconds - seconds_worked(trials))
+
+    def _prove(self) -> Proof:
+        """Test the study on its own model and data, and say what came of it."""
+        proof = prove(self.prepared)
+        for doubt in proof.doubts:
+            self.reporter.stage("doubt", doubt)
+        for note in proof.notes:
+            self.reporter.stage("engine", note)
+        return proof
+
+    def _agreed(self, proof: Proof, notes: Sequence[str]) -> Proof:
+        """Return a proof with what came of the compiled form of the engine."""
+        for note in notes:
+            self.reporter.stage("engine", note)
+        known = dict.fromkeys((*proof.notes, *notes))
+        return replace(proof, notes=tuple(known), way=self.prepared.engine.way)
 
     def join(self) -> None:
         """Run trials of a study that another process has set up, until there are none left.
@@ -256,8 +291,9 @@ class StudyRunner:
 
     def _restore_engine(self, study: optuna.Study) -> None:
         """Train as the study has trained before."""
-        self.prepared.engine.xla = bool(study.user_attrs.get("xla"))
-        self.prepared.engine.plain = set(study.user_attrs.get("plain", ()))
+        way = dict((study.user_attrs.get("proof") or {}).get("way", {}))
+        compiled = {"xla": bool(study.user_attrs.get("xla")), "plain": study.user_attrs.get("plain", ())}
+        self.prepared.engine.go_on({**way, **compiled})
 
     def _choose_engine(self, before: optuna.Study | None) -> str:
         """Turn XLA on or off for the study, by its key or by measurement.
@@ -289,7 +325,7 @@ class StudyRunner:
         self.reporter.stage("engine", decision)
         return decision
 
-    def _create(self, tests: dict[str, RangeTest], decision: str) -> SeenStudy:
+    def _create(self, tests: dict[str, RangeTest], decision: str, proof: Proof) -> SeenStudy:
         storage = self._open()
         prepared = self.prepared
         with storage_errors(self.url):
@@ -309,6 +345,7 @@ class StudyRunner:
             study.set_user_attr("about", about(self.prepared))
             study.set_user_attr("range_test", {name: _range_test_record(test) for name, test in tests.items()})
             study.set_user_attr("engine", decision)
+            study.set_user_attr("proof", proof.as_dict())
             study.set_user_attr("xla", prepared.engine.xla)
             study.set_user_attr("plain", sorted(prepared.engine.plain))
             study.set_user_attr("metric", prepared.monitor.name)
@@ -325,7 +362,7 @@ class StudyRunner:
     # -- searching --------------------------------------------------------------------------
 
     def _space(self, study: optuna.Study) -> Space:
-        return space_of(self.study, study.user_attrs["range_test"])
+        return space_of(self.config, study.user_attrs["range_test"])
 
     def _enqueue(self, study: optuna.Study, space: Space) -> None:
         """Queue the Keras default, the model's own optimizer, the range tests' suggestions and a sweep's rates.
@@ -353,19 +390,18 @@ class StudyRunner:
         study, config = queue.study, self.config
         wanted = self._total(queue.space)
         queue.seen = study.get_trials(deepcopy=False)
-        spent_before = seconds_worked(queue.seen)
         checked, pause = 0.0, PAUSE
         with self.reporter.bar("trials", wanted, self._finished(study)) as bar:
             while True:
                 finished = sum(trial.state.is_finished() for trial in queue.seen)
-                if config.timeout is not None:
-                    spent = spent_before + time.monotonic() - self.started
-                    reserved = min(confirmation_seconds(queue.seen, config.confirm), config.timeout / 2)
-                    if spent + reserved >= config.timeout and finished > 0:
-                        self.reporter.stage(
-                            "timeout", f"{duration(config.timeout)} are used up after {finished} trials"
-                        )
-                        break
+                reserved = min(confirmation_seconds(queue.seen, config.confirm), self.deadline.seconds / 2)
+                # Something there must be to answer from: at least an epoch of the first trial.
+                if self.deadline.passed(reserved) and any(t.state.is_finished() or _has_begun(t) for t in queue.seen):
+                    self.reporter.stage(
+                        "timeout", f"{duration(self.deadline.seconds)} are used up after {counted(finished, 'trial')}"
+                    )
+                    break
+                self.trials.time_up = lambda: self.deadline.passed(reserved)  # noqa: B023
                 if self._orphaned(study):
                     break
                 taken = queue.take(wanted)
@@ -387,6 +423,12 @@ class StudyRunner:
                     continue
                 pause = PAUSE
                 self.trials.run(queue, taken)
+
+    def restore(self) -> None:
+        """Train as the study does, in a worker that has not run a trial of it."""
+        study = self._find()
+        if study is not None:
+            self._restore_engine(study)
 
     def _say_stop(self, study: optuna.Study, finished: int) -> str:
         settings = self.config.stop
@@ -443,7 +485,7 @@ class StudyRunner:
             return Pool(self.study, count, config.workers.threads_each)
         choice = study.user_attrs.get("workers")
         if choice is None:
-            choice, pool = decide(self, self._epochs_ahead())
+            choice, pool = decide(self, self._epochs_ahead(), self.deadline)
             study.set_user_attr("workers", choice)
             self.reporter.stage("workers", choice["reason"])
             return pool or alone
@@ -453,8 +495,9 @@ class StudyRunner:
         """Return about how many epochs the study will train, confirmation included."""
         config = self.config
         folds = config.validation.fold_count
+        trials = min(config.trials, space_size(config.search))
         # A median rule lets about two thirds of the epochs run.
-        ahead = round(0.7 * config.trials * folds * config.epochs)
+        ahead = round(0.7 * trials * folds * config.epochs)
         if config.confirm.finalists:
             ahead += (config.confirm.finalists + 1) * config.confirm.repeats * folds * config.epochs
         return ahead
@@ -488,6 +531,11 @@ class StudyRunner:
         pruned = sum(t.state == TrialState.PRUNED for t in trials) - diverged
         ended = "".join(f", {count} {what}" for count, what in ((pruned, "pruned"), (diverged, "diverged")) if count)
         return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}{ended}"
+
+
+def _has_begun(trial: FrozenTrial) -> bool:
+    """Return whether a trial that was cut off has left what it had come to."""
+    return bool(trial.user_attrs.get("partial"))
 
 
 def describe_test(test: RangeTest) -> str:

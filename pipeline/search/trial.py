@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.search.checkpoint import Checkpoint, Position
+from pipeline.search.deadline import TimeUp
 from pipeline.search.pruning import FoldPruner
 from pipeline.search.space import Configuration
 from pipeline.training.decays import Plateau
@@ -32,12 +33,22 @@ class Monitor:
     """What a study optimizes.
 
     Attributes:
-        name: a validation metric, such as "val_loss".
+        name: a validation metric, such as "val_loss", or a metric of training.
         mode: "min" or "max".
     """
 
     name: str
     mode: str
+
+    @property
+    def on_validation(self) -> bool:
+        """Return whether it is measured on validation samples."""
+        return self.name.startswith("val_")
+
+    @property
+    def label(self) -> str:
+        """Return its name as people read it: what is measured on training data is called so."""
+        return self.name if self.on_validation else f"{self.name} on training data"
 
     def cost(self, values: Any) -> Any:
         """Return the values with lower always better; what is not finite is worst, in either mode."""
@@ -123,7 +134,8 @@ def run_trial(
         epochs: length of the decay in epochs.
         monitor: what to optimize.
         pruner: ends the trial early; None runs all of it.
-        on_epoch: called with (fold, epoch, value) after each epoch, both counted from 0.
+        on_epoch: called with (fold, epoch, value) after each epoch, both counted from 0; where it raises
+            `TimeUp`, the run is kept where it is, and the exception carries the curves so far.
         on_fold: called with (fold, score over the folds so far) after each fold.
         run_epochs: stop after this many epochs; the decay stays as long as it is.
         checkpoint: keeps how far the trial has come, and tells where it goes on.
@@ -171,21 +183,24 @@ def run_trial(
                     per_fold.append([])
                 per_fold[fold].append(value)
             costs[fold].append(float(monitor.cost(result.metrics[monitor.name])))
+
+            def here() -> Position:
+                place, kept = (fold, epoch + 1), {} if plateau is None else plateau.state()  # noqa: B023
+                return Position(*place, outcome.curves, kept, state=run.state())  # noqa: B023
+
             if on_epoch is not None:
-                on_epoch(fold, epoch, result.metrics[monitor.name])
+                try:
+                    on_epoch(fold, epoch, result.metrics[monitor.name])
+                except TimeUp as up:
+                    if checkpoint is not None and epoch + 1 < (run_epochs or epochs):
+                        checkpoint.at_once(here)
+                    up.args = (outcome.curves,)
+                    raise
             if pruner is not None and pruner.inside_fold(costs[fold]):
                 outcome.pruned = True
                 return outcome
             if checkpoint is not None and epoch + 1 < (run_epochs or epochs):
-                checkpoint.after_epoch(
-                    lambda: Position(
-                        fold,  # noqa: B023
-                        epoch + 1,  # noqa: B023
-                        outcome.curves,
-                        {} if plateau is None else plateau.state(),  # noqa: B023
-                        state=run.state(),  # noqa: B023
-                    )
-                )
+                checkpoint.after_epoch(here)
         if on_fold is not None:
             mean = np.mean(costs, axis=0)
             on_fold(fold, float(np.min(mean) if monitor.mode == "min" else -np.min(mean)))

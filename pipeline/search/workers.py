@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -27,7 +28,9 @@ from pipeline.errors import KnownError, require_package
 from pipeline.locks import LiveMark
 from pipeline.progress import Reporter
 from pipeline.search.confirmation import ConfirmTask, confirm_once
+from pipeline.search.deadline import Deadline
 from pipeline.search.queue import CALLED_BACK, DISTANCE
+from pipeline.search.space import space_size
 from pipeline.study_file import Study, cores
 
 if TYPE_CHECKING:
@@ -75,12 +78,14 @@ class Pool:
     Attributes:
         on_death: called when a worker has died, before new ones are started.
         finished: returns how many trials have ended: only deaths without one in between are counted.
+        until: when the study's time is up, by `time.time()`.
     """
 
     def __init__(self, study: Study, count: int, threads: int) -> None:
         self.study, self.count, self.threads = study, count, threads
         self.backend = study.config.workers.backend
         self.token = uuid.uuid4().hex
+        self.until = math.inf
         self._kept = False
         self.on_death: Callable[[], object] = lambda: None
         self.finished: Callable[[], int] = lambda: 0
@@ -132,7 +137,9 @@ class Pool:
         parent, done, deaths, before = os.getpid(), 0, 0, self.finished()
         while done < len(arguments):
             calls = [
-                joblib.delayed(_in_worker)(function, self.study, self.threads, parent if local else None, self.token, a)
+                joblib.delayed(_in_worker)(
+                    function, self.study, self.threads, parent if local else None, self.token, self.until, a
+                )
                 for a in arguments[done:]
             ]
             try:
@@ -159,18 +166,19 @@ class Pool:
                 self.on_death()
 
 
-def decide(runner: StudyRunner, epochs: int) -> tuple[dict[str, Any], Pool | None]:
+def decide(runner: StudyRunner, epochs: int, deadline: Deadline) -> tuple[dict[str, Any], Pool | None]:
     """Measure whether one worker per core trains more than this process with all threads.
 
     Args:
         runner: the study, whose engine is ready.
         epochs: epochs of training that lie ahead, all trials and folds together.
+        deadline: the time of the study.
 
     Returns:
         The choice as it is stored ({"count", "reason"}), and the workers if there are to be any.
     """
     config, engine = runner.config, runner.prepared.engine
-    count = min(cores(), DISTANCE, config.trials)
+    count = int(min(cores(), DISTANCE, config.trials, space_size(config.search)))
     together = f"one worker with {cores()} threads"
     if count < 2:
         return {"count": 1, "reason": "one worker (one core)"}, None
@@ -183,8 +191,9 @@ def decide(runner: StudyRunner, epochs: int) -> tuple[dict[str, Any], Pool | Non
         return {"count": 1, "reason": "one worker (its threads are set in the study file)"}, None
     optimizer = config.search.optimizers[-1]
     seconds = engine.seconds_per_epoch(optimizer, runner.prepared.splits[0])
-    if seconds * epochs < WORTH_SECONDS:
-        return {"count": 1, "reason": f"{together} (about {seconds * epochs:.0f} s of training ahead)"}, None
+    ahead = min(seconds * epochs, max(deadline.left, 0.0))
+    if ahead < WORTH_SECONDS:
+        return {"count": 1, "reason": f"{together} (about {ahead:.0f} s of training ahead)"}, None
     needed, free = count * _resident_bytes(), _available_bytes()
     if needed > free / 2:
         return {
@@ -306,7 +315,13 @@ def _answers(address: str) -> None:
 
 
 def _in_worker(
-    function: Any, study: Study, threads: int, parent: int | None, token: str, arguments: tuple[Any, ...]
+    function: Any,
+    study: Study,
+    threads: int,
+    parent: int | None,
+    token: str,
+    until: float,
+    arguments: tuple[Any, ...],
 ) -> Any:
     """In a worker: prepare the study once, then call the function with its runner.
 
@@ -325,6 +340,7 @@ def _in_worker(
 
             reporter = Reporter(quiet=True)
             _runner = StudyRunner(prepare(study, reporter), reporter, parent=parent, token=token)
+        _runner.deadline = Deadline(study.config.timeout or math.inf, until)
         if parent is not None:
             return function(_runner, *arguments)
         try:
@@ -377,7 +393,8 @@ def _search(runner: StudyRunner) -> None:
 
 
 def _confirm(runner: StudyRunner, task: ConfirmTask) -> Any:
-    return confirm_once(runner.prepared, task)
+    runner.restore()
+    return confirm_once(runner.prepared, task, runner.deadline)
 
 
 def _measure(runner: StudyRunner, optimizer: str, xla: bool, folder: str, count: int) -> float:

@@ -7,17 +7,13 @@ Python in the training loop.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ObjectiveError
-from pipeline.training.data import Data, Tree, leaves, make_data, map_trees
+from pipeline.training.data import Data, Tree, leaves, make_data, map_trees, memory_limit
 from pipeline.training.tensorflow_import import import_tensorflow
-
-MEMORY_SHARE = 0.5
-"""How much of the machine's memory the samples of one dataset may take at most, as a share."""
 
 
 def read_batches(where: str, raw: Any, float_type: str) -> Any:
@@ -43,7 +39,7 @@ def read_batches(where: str, raw: Any, float_type: str) -> Any:
 
 
 def _read(where: str, dataset: Any, float_type: str) -> tuple[Tree, ...]:
-    """Return (x, y) or (x, y, sample_weight) of all samples of a dataset, in its order."""
+    """Return (x,), (x, y) or (x, y, sample_weight) of all samples of a dataset, in its order."""
     count = dataset.num_batches
     if count is None:
         raise ObjectiveError(
@@ -59,7 +55,7 @@ def _read(where: str, dataset: Any, float_type: str) -> tuple[Tree, ...]:
             "batch 0 when it was read again, as random augmentation makes them. Make layers of the model of it, such "
             "as keras.layers.RandomFlip, or return tf.data datasets."
         )
-    needed, limit = count * sum(array.nbytes for _, array in leaves(first.parts())), _memory_limit()
+    needed, limit = count * sum(array.nbytes for _, array in leaves(first.parts())), memory_limit()
     if needed > limit:
         raise ObjectiveError(
             f"{where}: a {type(dataset).__name__} is read into memory and must take at most {limit / 2**30:.1f} GiB, "
@@ -77,13 +73,13 @@ def _read(where: str, dataset: Any, float_type: str) -> tuple[Tree, ...]:
 def _batch(where: str, dataset: Any, number: int, float_type: str) -> Data:
     """Return one batch, checked."""
     batch = dataset[number]
-    if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 3:
-        got = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
+    parts = batch if isinstance(batch, tuple | list) else (batch,)
+    if not 1 <= len(parts) <= 3:
         raise ObjectiveError(
-            f"{where}: every batch must be (x, y) or (x, y, sample_weight), got {got} in batch {number}. An "
-            "autoencoder's target is its input: return (x, x)."
+            f"{where}: every batch must be x, (x, y) or (x, y, sample_weight), got {len(parts)} parts in batch "
+            f"{number}. Several inputs are a tuple of their own: ((a, b), y)."
         )
-    x, y, sample_weight = (*batch, None)[:3]
+    x, y, sample_weight = (*parts, None, None)[:3]
     return make_data(f"{where}: batch {number}", x, y, sample_weight, float_type)
 
 
@@ -93,8 +89,3 @@ def _same(one: Data, other: Data) -> bool:
     return [path for path, _ in first] == [path for path, _ in second] and all(
         np.array_equal(a, b) for (_, a), (_, b) in zip(first, second, strict=True)
     )
-
-
-def _memory_limit() -> float:
-    """Return how many bytes one dataset may take."""
-    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

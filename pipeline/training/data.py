@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ class Data:
         y: targets in the same form, or None for a model that makes its own.
         sample_weight: weights in the form Keras takes them, or None.
         samples: number of samples.
+        holes: what is said of values that are NaN or infinite; empty for none.
     """
 
     x: Tree
     y: Tree
     sample_weight: Tree
     samples: int
+    holes: str = ""
 
     def parts(self) -> tuple[Tree, ...]:
         """Return (x,), (x, y) or (x, y, sample_weight), as `train_step` unpacks them."""
@@ -41,14 +44,24 @@ class Data:
     def take(self, index: np.ndarray) -> Data:
         """Return the samples at `index`, shape (n,)."""
         x, y, weight = (map_tree(lambda a: a[index], part) for part in (self.x, self.y, self.sample_weight))
-        return Data(x, y, weight, len(index))
+        return Data(x, y, weight, len(index), self.holes)
+
+    def samples_with_holes(self) -> np.ndarray:
+        """Return the indices of samples with a NaN or infinite value."""
+        bad = np.zeros(self.samples, bool)
+        for _, array in leaves(self.parts()):
+            if isinstance(array, np.ndarray) and array.dtype.kind in "fc":
+                bad |= ~np.isfinite(array).reshape(self.samples, -1).all(axis=1)
+        return np.flatnonzero(bad)
 
     def fingerprint(self) -> str:
         """Return a short hash of every value, dtype, shape and name."""
         digest = hashlib.blake2b(digest_size=8)
         for path, array in leaves(self.parts()):
             digest.update(f"{path}:{array.dtype}:{array.shape};".encode())
-            if array.dtype == object:
+            if isinstance(array, Ragged):
+                digest.update(array.lengths.tobytes() + np.ascontiguousarray(array.values).tobytes())
+            elif array.dtype == object:
                 digest.update(repr(array.tolist()).encode())
             else:
                 digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
@@ -59,7 +72,7 @@ class Data:
 
         def line(part: Tree) -> str:
             return ", ".join(
-                f"{path + ' ' if path else ''}{'×'.join(map(str, array.shape[1:])) or 'scalar'} "
+                f"{path + ' ' if path else ''}{'×'.join(str(n or 'any') for n in array.shape[1:]) or 'scalar'} "
                 f"{'text' if array.dtype.kind == 'U' else array.dtype}"
                 for path, array in leaves(part)
             )
@@ -67,6 +80,60 @@ class Data:
         target = f" -> {line(self.y)}" if self.y is not None else ""
         weighted = ", weighted" if self.sample_weight is not None else ""
         return f"{self.samples} samples, {line(self.x)}{target}{weighted}"
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Samples of different lengths, as a ragged tensor holds them.
+
+    Attributes:
+        values: the values of all samples, one after the other, shape (values, ...).
+        lengths: how many of them each sample has, shape (samples,).
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int | None, ...]:
+        """Return (samples, None, ...)."""
+        return (len(self.lengths), None, *self.values.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Return the number of axes, the ragged one included."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Return the number of values."""
+        return int(self.values.size)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes that the values take."""
+        return int(self.values.nbytes)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Any) -> Ragged:
+        chosen = np.arange(len(self))[index]
+        ends = np.cumsum(self.lengths)
+        parts = [self.values[ends[i] - self.lengths[i] : ends[i]] for i in chosen]
+        return Ragged(np.concatenate(parts) if parts else self.values[:0], self.lengths[chosen])
+
+
+def as_tensor(tf: Any, leaf: Any) -> Any:
+    """Return an array as a tensor, samples of different lengths as a ragged one."""
+    if isinstance(leaf, Ragged):
+        return tf.RaggedTensor.from_row_lengths(leaf.values, leaf.lengths)
+    return tf.constant(leaf)
 
 
 def map_tree(function: Callable[[Any], Any], tree: Tree) -> Tree:
@@ -100,10 +167,15 @@ def joined(first: Data, second: Data) -> Data:
     elif weights[0] is None:
         weights = map_tree(lambda a: np.ones((first.samples, *a.shape[1:]), a.dtype), weights[1]), weights[1]
     x, y, weight = (
-        map_trees(lambda a, b: np.concatenate([a, b]), one, other)
-        for one, other in ((first.x, second.x), (first.y, second.y), weights)
+        map_trees(_concatenated, one, other) for one, other in ((first.x, second.x), (first.y, second.y), weights)
     )
-    return Data(x, y, weight, first.samples + second.samples)
+    return Data(x, y, weight, first.samples + second.samples, first.holes or second.holes)
+
+
+def _concatenated(one: Any, other: Any) -> Any:
+    if isinstance(one, Ragged):
+        return Ragged(np.concatenate([one.values, other.values]), np.concatenate([one.lengths, other.lengths]))
+    return np.concatenate([one, other])
 
 
 def leaves(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
@@ -123,8 +195,65 @@ def leaves(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
     return [leaf for group in found for leaf in group]
 
 
+MOST_INPUTS = 64
+"""A list of more arrays than this holds samples, not the inputs of a model."""
+
+
 def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__") or hasattr(value, "to_numpy")
+    return hasattr(value, "__array__") or hasattr(value, "to_numpy") or _is_sparse(value) or _is_ragged(value)
+
+
+def _is_sparse(value: Any) -> bool:
+    """Return whether a value is a SciPy sparse matrix or a sparse tensor."""
+    return hasattr(value, "toarray") or type(value).__name__ in ("SparseTensor", "SparseTensorValue")
+
+
+def _is_ragged(value: Any) -> bool:
+    return hasattr(value, "row_lengths") and hasattr(value, "flat_values")
+
+
+def _ragged(where: str, value: Any) -> Ragged:
+    """Return a ragged tensor as arrays.
+
+    Raises:
+        ObjectiveError: where more than its second axis is ragged.
+    """
+    if value.ragged_rank != 1:
+        raise ObjectiveError(
+            f"{where} must be ragged along its second axis alone, got a ragged tensor with {value.ragged_rank} ragged "
+            "axes. Call to_tensor() on it, which pads with zeros."
+        )
+    return Ragged(value.values.numpy(), value.row_lengths().numpy())
+
+
+def _dense(where: str, value: Any) -> Any:
+    """Return a sparse matrix or tensor with its zeros, as Keras's layers take it too.
+
+    Raises:
+        ObjectiveError: where that would not fit into memory.
+    """
+    shape = tuple(int(n) for n in value.shape)
+    needed, limit = int(np.prod(shape, dtype=float)) * 4, memory_limit()
+    if needed > limit:
+        raise ObjectiveError(
+            f"{where} must fit into {limit / 2**30:.1f} GiB, half of this machine's memory, with its zeros, got a "
+            f"sparse matrix of {' x '.join(map(str, shape))}, which needs {needed / 2**30:.1f} GiB. Return tf.data "
+            "datasets whose batches are sparse, or fewer columns."
+        )
+    if hasattr(value, "toarray"):
+        return value.toarray()
+    import tensorflow as tf
+
+    return tf.sparse.to_dense(tf.sparse.reorder(value)).numpy()
+
+
+MEMORY_SHARE = 0.5
+"""How much of the machine's memory the samples of one dataset may take at most, as a share."""
+
+
+def memory_limit() -> float:
+    """Return how many bytes one dataset may take."""
+    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _is_series(value: Any) -> bool:
@@ -133,8 +262,6 @@ def _is_series(value: Any) -> bool:
 
 def _to_array(value: Any, float_type: str) -> np.ndarray:
     """Turn what Keras users pass as data into an array of the dtype `model.fit` would use."""
-    if hasattr(value, "toarray"):  # a SciPy sparse matrix
-        value = value.toarray()
     array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
     if array.ndim == 1 and _is_series(value):
         array = array[:, np.newaxis]  # as `model.fit` does, for losses and layers that look at the shape
@@ -162,10 +289,11 @@ def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, f
         The data.
 
     Raises:
-        ObjectiveError: for parts without samples, of different length, or with NaN or infinity.
+        ObjectiveError: for parts without samples or of different length.
     """
-    parts = {}
+    parts: dict[str, Tree] = {}
     lengths: dict[str, int] = {}
+    holes = ""
     for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight)):
         parts[name] = _convert(f"{where}: {name}", part, float_type)
         for path, array in leaves(parts[name], name):
@@ -177,18 +305,17 @@ def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, f
                 )
             if array.dtype == object:
                 kind = type(array.ravel()[0]).__name__ if array.size else "nothing"
+                if array.ndim == 1 and array.size and all(hasattr(item, "__len__") for item in array[:3]):
+                    raise _unequal(f"{where}: {path}", array)
                 raise ObjectiveError(
                     f"{where}: {path} must hold numbers or strings, got Python objects ({kind}). "
                     "Convert them, or pad sequences to one length."
                 )
-            if array.dtype.kind in "fc":
+            if isinstance(array, np.ndarray) and array.dtype.kind in "fc" and not holes:
                 bad = int(array.size - np.isfinite(array).sum())
                 if bad:
                     row = int(np.argwhere(~np.isfinite(array))[0][0])
-                    raise ObjectiveError(
-                        f"{where}: {path} must be finite, got {bad} NaN or infinite values, the first in sample {row}. "
-                        "Impute or drop them in load_data()."
-                    )
+                    holes = f"{path} has {bad} NaN or infinite values, the first in sample {row}"
             lengths[path] = len(array)
     if not lengths or "x" not in {path[0] for path in lengths}:
         raise ObjectiveError(f"{where}: x must hold at least one array, got {type(x).__name__}.")
@@ -198,7 +325,19 @@ def make_data(where: str, x: Tree, y: Tree = None, sample_weight: Tree = None, f
     samples = next(iter(lengths.values()))
     if samples == 0:
         raise ObjectiveError(f"{where}: there must be at least one sample, got none.")
-    return Data(parts["x"], parts["y"], parts["sample_weight"], samples)
+    return Data(parts["x"], parts["y"], parts["sample_weight"], samples, holes)
+
+
+def _unequal(where: str, samples: Any) -> ObjectiveError:
+    """Return what to say of samples of different lengths, with three examples."""
+    listed = [len(item) for item in samples]
+    shown = list(dict.fromkeys(listed))[:3]
+    said = " and ".join(filter(None, (", ".join(map(str, shown[:-1])), str(shown[-1]))))
+    return ObjectiveError(
+        f"{where} must hold samples of one length, got some of {said} values. Pad them, "
+        "keras.utils.pad_sequences(x, padding='post'), and let the model mask what is padded, "
+        "keras.layers.Embedding(..., mask_zero=True); or return tf.ragged.constant(x) for an Input(..., ragged=True)."
+    )
 
 
 def _columns_told(where: str, frame: Any) -> ObjectiveError:
@@ -228,6 +367,10 @@ def _convert(where: str, part: Tree, float_type: str) -> Tree:
     """Turn every leaf of `part` into an array; plain lists of numbers count as one array."""
     if part is None:
         return None
+    if _is_ragged(part):
+        return _ragged(where, part)
+    if _is_sparse(part):
+        part = _dense(where, part)
     if _is_array(part):
         array = _to_array(part, float_type)
         if array.dtype.kind in "OmM" and hasattr(part, "columns") and hasattr(part, "dtypes"):
@@ -236,12 +379,20 @@ def _convert(where: str, part: Tree, float_type: str) -> Tree:
     if isinstance(part, Mapping):
         return {key: _convert(where, value, float_type) for key, value in part.items()}
     if isinstance(part, tuple | list):
+        if len(part) > MOST_INPUTS and all(hasattr(item, "__len__") for item in part[:3]):
+            if len({len(item) for item in part}) > 1:
+                raise _unequal(where, part)
+            part = np.asarray(part)  # a list of samples, not of inputs
+            return _to_array(part, float_type)
         if part and all(_is_array(item) or isinstance(item, Mapping) for item in part):
             return type(part)(_convert(where, item, float_type) for item in part)
         try:
             return _to_array(np.asarray(part), float_type)
         except ValueError as error:
-            raise ObjectiveError(f"{where} is a ragged list; pad its rows to one length ({error}).") from error
+            if all(hasattr(item, "__len__") for item in part):
+                raise _unequal(where, part) from error
+            raise ObjectiveError(f"{where} must hold samples of one form ({error}). Make arrays of it.") from error
     raise ObjectiveError(
-        f"{where} must be an array, a pandas frame, or a dict, tuple or list of those, got {type(part).__name__}."
+        f"{where} must be an array, a pandas frame, or a dict, tuple or list of those, got {type(part).__name__}. "
+        "Convert it with numpy.asarray."
     )

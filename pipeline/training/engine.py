@@ -24,6 +24,7 @@ from pipeline.errors import ObjectiveError, first_line
 from pipeline.training.building import (
     Builder,
     fixed_batch,
+    name_of,
     other_state,
     overrides,
     plain,
@@ -156,7 +157,7 @@ class Engine:
         self._rate: Any = None
         self.no_validation: str | None = None
         with own_draws(seed):
-            self.whole = self.model = self._new_model(seed)
+            self.whole = self.model = self.new_model(seed)
             fixed = fixed_batch(self.model) is not None
             self.source: Source = make_source(self.tf, data, self.batch_size, fixed)
             self._sample = self.source.sample
@@ -185,12 +186,12 @@ class Engine:
             train_names=self.train_names,
             test_names=self.test_names,
             loss_name=self.loss_name,
-            trackers=[m for m in self.model.metrics if m.name in self._trackers],
+            trackers=self.trackers_of(self.model),
             own_train_step=self._own_train_step,
             own_test_step=self._own_test_step,
             capacity=-(-self.data.samples // self.batch_size),
             set_rate=self._set_rate,
-            before_trace=self._keep_global_seed_generator,
+            before_trace=self.keep_global_seed_generator,
             on_fallback=self._fall_back,
             on_trace=self._notice,
         )
@@ -289,6 +290,25 @@ class Engine:
         """Return whether TensorFlow sees a GPU."""
         return bool(self.tf.config.list_physical_devices("GPU"))
 
+    @property
+    def own_train_step(self) -> bool:
+        """Return whether the model's class brings its own training step."""
+        return self._own_train_step
+
+    @property
+    def own_test_step(self) -> bool:
+        """Return whether the model's class brings its own validation step."""
+        return self._own_test_step
+
+    def drawn_anew(self, seed: int) -> str | None:
+        """Draw the initial weights of a seed once more; return the name of one that came out otherwise, or None."""
+        before = self._initial_state(seed)
+        self._snapshots.pop(seed)
+        for variable, one, other in zip(self._state(self.model), before, self._initial_state(seed), strict=True):
+            if not np.array_equal(one.numpy(), other.numpy()):
+                return name_of(variable)
+        return None
+
     def start(self, optimizer: str | OptimizerSpec, split: AnySplit, batch_size: int | None = None) -> Run:
         """Reset weights, slots and random states, and return a run of the optimizer on the split.
 
@@ -311,7 +331,7 @@ class Engine:
         trained = {id(v) for v in self.model.variables}
         values = [v.numpy() if id(v) in trained else None for v in self.whole.variables]
         with own_draws(split.seed):
-            model = self._new_model(split.seed)
+            model = self.new_model(split.seed)
             self._build(model)
         for variable, value in zip(model.variables, values, strict=True):
             if value is not None:
@@ -459,7 +479,8 @@ class Engine:
 
     # -- building ---------------------------------------------------------------------------
 
-    def _new_model(self, seed: int) -> Any:
+    def new_model(self, seed: int) -> Any:
+        """Return a model with the initial weights of a seed, if its layers are built by `build_model()`."""
         with graphs_kept():
             self.keras.utils.set_random_seed(seed % 2**32)
             return self.builder()
@@ -470,7 +491,7 @@ class Engine:
 
         return global_seed_generator()
 
-    def _keep_global_seed_generator(self) -> None:
+    def keep_global_seed_generator(self) -> None:
         """Put our generator back: `set_random_seed` drops it, and a trace must hold one that is reset."""
         from keras.src.backend.common import global_state
 
@@ -517,8 +538,8 @@ class Engine:
         self.frozen, self._features, self._features_held = None, {}, ""
         self._snapshots.clear()
         with own_draws(0):
-            self.whole = self.model = self._new_model(0)
-            self._keep_global_seed_generator()
+            self.whole = self.model = self.new_model(0)
+            self.keep_global_seed_generator()
             self._build(self.model)
 
     def _why_not_frozen(self) -> str | None:
@@ -547,7 +568,7 @@ class Engine:
         self.source.hold(on_features(self.data, self._features[body]))
         self._features_held = body
 
-    def _use(self, model: Any, optimizer: Any) -> Any:
+    def use(self, model: Any, optimizer: Any) -> Any:
         """Give the model an optimizer, wrapped for loss scaling where `compile` would wrap it."""
         wrapper = self.keras.optimizers.LossScaleOptimizer
         if model.dtype_policy.name == "mixed_float16" and not isinstance(optimizer, wrapper):
@@ -562,7 +583,7 @@ class Engine:
             The names that `train_step` and `test_step` return.
         """
         tf = self.tf
-        self._use(model, build_optimizer("sgd", 0.0))
+        self.use(model, build_optimizer("sgd", 0.0))
         batch = self.source.sample if model is self.model is not self.whole else self._sample
         if not (self._own_train_step or self._own_test_step):
             try:
@@ -611,6 +632,10 @@ class Engine:
                 found.add(metric.name)
         return found
 
+    def trackers_of(self, model: Any) -> list[Any]:
+        """Return the metrics of a model to reset before a step, so that the loss it returns is the batch's own."""
+        return [metric for metric in model.metrics if metric.name in self._trackers]
+
     def _notice(self, graph: Any) -> None:
         """Start over what a training step changes and no model has, such as a teacher at the top of a program."""
         own = {id(plain(v)) for v in (*self._state(self.model), *self.model.metrics_variables, *self._extras)}
@@ -630,7 +655,7 @@ class Engine:
         """
         if seed not in self._snapshots or (self.frozen and self._bodies[seed] not in self._features):
             with own_draws(seed):
-                model = self._new_model(seed)
+                model = self.new_model(seed)
                 if not all(layer.built for layer in model._flatten_layers()):
                     self._build(model)
             if self.frozen:
@@ -640,7 +665,7 @@ class Engine:
                 self._bodies[seed] = found.digest()
                 self._hold_features(found, self._bodies[seed])
                 model = found.head
-            self._keep_global_seed_generator()
+            self.keep_global_seed_generator()
             values = [self.tf.constant(v.numpy()) for v in self._state(model)]
             if [v.shape for v in values] != [v.shape for v in self._state(self.model)]:
                 raise ObjectiveError(
@@ -659,7 +684,7 @@ class Engine:
         name = f"{spec.keras_class}{sorted(spec.settings.items())}", batch_size
         loop = self._loop if batch_size == self.batch_size else self._loop.resized(batch_size)
         if name not in self._programs:
-            optimizer = self._use(self.model, build_optimizer(spec, lambda: self._rate))
+            optimizer = self.use(self.model, build_optimizer(spec, lambda: self._rate))
             copies = self._build_slots(optimizer)
             state = [*self._state(self.model), self._unseeded.state, *self._extras]
             slots = list(optimizer.variables)
@@ -741,6 +766,8 @@ class Engine:
             return "the model asks to run eagerly"
         if not isinstance(self.source, ArraySource):
             return "batches come from a tf.data pipeline"
+        if any(isinstance(leaf, self.tf.RaggedTensor) for part in self.source.parts for _, leaf in leaves(part)):
+            return "ragged inputs cannot be compiled"
         if any(leaf.dtype == self.tf.string for part in self.source.parts for _, leaf in leaves(part)):
             return "strings cannot be compiled"
         if self.on_gpu:
@@ -804,6 +831,12 @@ class Run:
             if result.diverged_step is not None:
                 return replace(result, losses=np.concatenate(losses), diverged_step=start + result.diverged_step)
         return replace(result, losses=np.concatenate(losses))
+
+    def validate(self) -> dict[str, float]:
+        """Return the validation metrics as they are now, without training; keeps the place in the data."""
+        cursor = self._epoch.source.start(self.split)
+        feed, _ = cursor.epoch(1)
+        return {k: v for k, v in self._go(feed, 0, np.zeros(0), None, True).metrics.items() if k.startswith("val_")}
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return all that the next epoch depends on: variables, random states, and the position in the data."""

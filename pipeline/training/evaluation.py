@@ -17,6 +17,12 @@ from pipeline.training.frozen import PLAIN_MODELS
 OVER_BATCHES = ("Dice", "Tversky", "Circle")
 """Losses of Keras that are taken over a whole batch."""
 
+ELEMENTWISE = (
+    "Abs", "Add", "Divide", "Exp", "Log", "Maximum", "Minimum", "Multiply", "Negative", "Relu", "Sigmoid", "Sqrt",
+    "Square", "Subtract", "Tanh", "TrueDivide",
+)  # fmt: skip
+"""Operations between layers that look at one number at a time."""
+
 MEANS = ("sum_over_batch_size", "mean")
 """Reductions that are a mean over samples."""
 
@@ -34,6 +40,8 @@ def why_batches_matter(keras: Any, model: Any) -> str | None:
         return "the model has a step of its own"
     for operation in _operations(keras, model):
         kind = type(operation)
+        if kind.__module__.startswith("keras.") and kind.__name__ in ELEMENTWISE:
+            continue
         if not isinstance(operation, keras.layers.Layer):
             return f"the operation '{operation.name}' may look at a whole batch"
         if not kind.__module__.startswith("keras.") or kind.__name__ == "Lambda":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.training.data import Data, leaves, map_tree
+from pipeline.training.data import Data, as_tensor, leaves, map_tree
 
 PLAIN_MODELS = ("keras.src.models.sequential", "keras.src.models.functional")
 """Where the classes live whose graph of layers is known and whose steps are Keras's own."""
@@ -149,7 +149,7 @@ def run_body(tf: Any, split: Cut, x: Any, batch_size: int) -> list[np.ndarray]:
 
 
 def _slice(tf: Any, x: Any, start: int, end: int) -> Any:
-    return map_tree(lambda array: tf.constant(array[start:end]), x)
+    return map_tree(lambda array: as_tensor(tf, array[start:end]), x)
 
 
 def on_features(data: Data, features: list[np.ndarray]) -> Data:

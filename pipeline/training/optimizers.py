@@ -28,6 +28,7 @@ class OptimizerSpec:
             whole runs, fitted on several tasks (`benchmarks/range_test_coverage.py`); None where the ramp
             shows nothing of whole runs.
         settles: whether the best rate of longer runs is lower.
+        rests_at_zero: whether a step at rate 0 leaves the weights alone.
     """
 
     name: str
@@ -36,6 +37,7 @@ class OptimizerSpec:
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     from_ramp: float | None = -0.75
     settles: bool = True
+    rests_at_zero: bool = True
 
     def code(self, learning_rate: str) -> str:
         """Return the Keras constructor call as Python source.
@@ -78,12 +80,17 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
             OptimizerSpec("adafactor", "Adafactor", 0.05, _settings(relative_step=False), from_ramp=None),
             OptimizerSpec("lamb", "Lamb", 0.001, _settings(weight_decay=0.01), from_ramp=-1.0),  # You et al. 2020
             # McMahan et al. 2013; its first step forgets the initial weights at any rate, which hides the ramp.
-            OptimizerSpec("ftrl", "Ftrl", 0.5, from_ramp=None),
+            OptimizerSpec("ftrl", "Ftrl", 0.5, from_ramp=None, rests_at_zero=False),
             # Jordan et al. 2024; Keras trains all but matrices with AdamW
             OptimizerSpec("muon", "Muon", 0.001, from_ramp=-1.1),
             # Defazio et al. 2024
             OptimizerSpec(
-                "schedule-free-adamw", "ScheduleFreeAdamW", 0.0025, _settings(weight_decay=0.004), from_ramp=-1.25
+                "schedule-free-adamw",
+                "ScheduleFreeAdamW",
+                0.0025,
+                _settings(weight_decay=0.004),
+                from_ramp=-1.25,
+                rests_at_zero=False,
             ),
         )
     }

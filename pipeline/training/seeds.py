@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +57,47 @@ def graphs_kept() -> Iterator[None]:
         yield
     finally:
         pywrap_tfe.TFE_ContextClearCaches = clear
+
+
+def remembers() -> bool:
+    """Return whether an operation of this process has asked for a seed to keep, as `tf.random.normal` does."""
+    return bool(_drawn and _drawn[0])
+
+
+@contextmanager
+def seeding_noticed(already: bool = False) -> Iterator[list[bool]]:
+    """Notice while this lasts whether a program seeds TensorFlow; Keras and lrtune do not count.
+
+    Args:
+        already: whether a seed that was set before counts too, as in a notebook.
+
+    Yields:
+        A list that holds True once it has.
+    """
+    tf, keras = import_tensorflow()
+    from tensorflow.python.eager import context
+
+    noticed = [already and context.global_seed() is not None]
+    places = ((keras.utils, "set_random_seed"), (tf.random, "set_seed"), (tf.compat.v1, "set_random_seed"))
+    originals = [(module, name, getattr(module, name)) for module, name in places]
+
+    def listening(original: Any) -> Any:
+        @functools.wraps(original)
+        def set_seed(*arguments: Any, **keywords: Any) -> Any:
+            caller = str(sys._getframe(1).f_globals.get("__name__", ""))
+            if caller.split(".")[0] not in ("keras", "tensorflow", "pipeline"):
+                noticed[0] = True
+            return original(*arguments, **keywords)
+
+        return set_seed
+
+    for module, name, original in originals:
+        setattr(module, name, listening(original))
+    try:
+        yield noticed
+    finally:
+        for module, name, original in originals:
+            setattr(module, name, original)
 
 
 def _watch_operations() -> None:

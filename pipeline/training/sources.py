@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.training.data import Data, leaves, map_tree
+from pipeline.training.data import Data, as_tensor, leaves, map_tree
 from pipeline.training.splits import Split
 from pipeline.training.stream import Stream, StreamSplit
 
@@ -48,9 +48,15 @@ class Source(Protocol):
     batch_size: int
     """Samples per step."""
 
+    fixed: bool
+    """Whether the model takes batches of this size alone."""
+
     @property
     def sample(self) -> Any:
         """Return a small batch of real samples, for building a model."""
+
+    def sample_inputs(self) -> Any:
+        """Return the inputs of that batch alone."""
 
     def start(self, split: Any) -> Cursor:
         """Return a cursor at the beginning of a run."""
@@ -122,6 +128,10 @@ class ArraySource:
         """Return the first two samples; a whole batch for a model that takes no other."""
         return self._memory.sample
 
+    def sample_inputs(self) -> Any:
+        """Return the inputs of that batch alone."""
+        return self.sample[0] if isinstance(self.sample, tuple) else self.sample
+
     @property
     def any_batch(self) -> bool:
         """Return whether validation may take batches of any size, for every batch size of training."""
@@ -139,10 +149,10 @@ class ArraySource:
     def hold(self, data: Data) -> None:
         """Put other values of the same samples in place, for every batch size."""
         memory = self._memory
-        memory.parts = tuple(map_tree(self.tf.constant, part) for part in data.parts())
+        memory.parts = tuple(map_tree(lambda a: as_tensor(self.tf, a), part) for part in data.parts())
         first = np.arange(memory.study_batch if self.fixed else 2) % data.samples
-        memory.sample = unpacked(tuple(map_tree(lambda a: self.tf.constant(a[first]), part) for part in data.parts()))
-        values = max(1, sum(int(np.prod(leaf.shape[1:])) for _, leaf in leaves(data.x)))
+        memory.sample = unpacked(tuple(map_tree(lambda a: as_tensor(self.tf, a[first]), part) for part in data.parts()))
+        values = max(1, sum(leaf.size // max(1, len(leaf)) for _, leaf in leaves(data.x)))
         memory.large_batch = max(min(EVALUATION_VALUES // values, 1024), min(memory.study_batch, 1024))
 
     def start(self, split: Split) -> ArrayCursor:
@@ -157,7 +167,7 @@ class ArraySource:
         """Return (indices, parts)."""
         tf = self.tf
         order = tf.TensorSpec([room * self.batch_size if room else None], tf.int32)
-        return order, tf.nest.map_structure(lambda a: tf.TensorSpec(a.shape, a.dtype), self.parts)
+        return order, tf.nest.map_structure(tf.type_spec_from_value, self.parts)
 
     def held_signature(self) -> Any:
         """Return the form of indices."""
@@ -247,8 +257,12 @@ class StreamSource:
     """
 
     def __init__(self, tf: Any, stream: Stream) -> None:
-        self.tf, self.stream, self.batch_size = tf, stream, stream.batch_size
+        self.tf, self.stream, self.batch_size, self.fixed = tf, stream, stream.batch_size, False
         self.sample = next(iter(stream.train))
+
+    def sample_inputs(self) -> Any:
+        """Return the inputs of the first batch alone."""
+        return self.sample[0] if isinstance(self.sample, tuple) else self.sample
 
     def start(self, split: StreamSplit) -> StreamCursor:
         """Start the shuffles over under the split's seed."""

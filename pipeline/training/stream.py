@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import ObjectiveError
-from pipeline.training.data import Data, leaves, make_data, map_tree
+from pipeline.training.data import Data, leaves, make_data, map_tree, map_trees
 from pipeline.training.tensorflow_import import import_tensorflow
 
 
@@ -33,7 +33,8 @@ class Stream:
         batch_size: samples of the first training batch.
         first: the first training batch as arrays, or None where it has no dense form.
         shuffles: state of every shuffle, to be set at the start of a run.
-        held: samples of the validation dataset; a last partial batch may count as a whole one.
+        held: samples of the validation dataset.
+        weighted: whether training and validation samples have weights.
     """
 
     train: Any
@@ -45,6 +46,7 @@ class Stream:
     first: Data | None
     shuffles: tuple[Any, ...]
     held: int
+    weighted: tuple[bool, bool] = (False, False)
 
     @property
     def samples(self) -> int:
@@ -53,7 +55,7 @@ class Stream:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Return the training and validation samples; a last partial batch may count as a whole one."""
+        """Return the training samples, a last partial batch counted as a whole one, and the validation samples."""
         return self.samples, self.held
 
     def fingerprint(self) -> str:
@@ -64,12 +66,34 @@ class Stream:
     def describe(self) -> str:
         """Return a line for people."""
         form = f", {self.first.describe().partition(', ')[2]}" if self.first else ""
-        return f"{self.steps} batches of {self.batch_size} samples per epoch from tf.data{form}"
+        return f"{self.steps} batches of up to {self.batch_size} samples per epoch from tf.data{form}"
 
     def restart(self, seed: int) -> None:
         """Make the next passes shuffle as they did whenever a run of this seed began."""
         for number, state in enumerate(self.shuffles):
             state.assign([seed, number, 0])
+
+    def validation_targets(self, limit: int) -> Data | None:
+        """Return the targets and weights of validation samples as data without inputs, up to a size in bytes.
+
+        None where they have no dense form.
+        """
+        tf, keras = import_tensorflow()
+        kept: list[Any] = []
+        size = 0
+        for batch in self.validation:
+            _, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+            tensors = tf.nest.flatten((y, weight))
+            if y is None or not all(t is None or isinstance(t, tf.Tensor) for t in tensors):
+                return None
+            kept.append(map_tree(lambda t: t.numpy(), (y, weight)))
+            size += sum(array.nbytes for _, array in leaves(kept[-1]))
+            if size > limit:
+                break
+        if not kept:
+            return None
+        y, weight = map_trees(lambda *parts: np.concatenate(parts), *kept)
+        return Data(None, y, weight, len(leaves(y)[0][1]))
 
     def on_test(self) -> Stream:
         """Return the stream with the test dataset in place of the validation dataset."""
@@ -187,7 +211,8 @@ def make_stream(where: str, datasets: Any, shuffles: list[Any], *, steps_per_epo
     for name, element in (("training", batch), ("validation", held)):
         if element is None:
             raise ObjectiveError(f"{where}: the {name} dataset must hold at least one batch, got none.")
-    forms = [_form(tf, part.element_spec) for part in (train, validation)]
+    specs = [_parts(part.element_spec) for part in (train, validation)]
+    forms = [_form(tf, spec[:2]) for spec in specs]
     if forms[0] != forms[1]:
         raise ObjectiveError(
             f"{where}: training and validation batches must have the same form, got {forms[0]} and {forms[1]}."
@@ -204,17 +229,25 @@ def make_stream(where: str, datasets: Any, shuffles: list[Any], *, steps_per_epo
         int(flat[0].shape[0] or len(flat[0])),
         _first(f"{where}: the first training batch", tf, keras, batch),
         tuple(shuffles),
-        _count(tf, where, validation, int(flat[0].shape[0] or len(flat[0]))),
+        _count(tf, where, validation),
+        (len(specs[0]) > 2, len(specs[1]) > 2),
     )
 
 
-def _count(tf: Any, where: str, dataset: Any, batch_size: int) -> int:
-    """Return the samples of a validation dataset: by its batches, or by one pass where their number is unknown."""
-    batches = int(dataset.cardinality())
-    if batches >= 0:
-        return max(1, batches) * batch_size
+def _parts(spec: Any) -> tuple[Any, ...]:
+    """Return (x,), (x, y) or (x, y, sample_weight) of what a dataset yields."""
+    return spec if isinstance(spec, tuple) else (spec,)
+
+
+def _count(tf: Any, where: str, dataset: Any) -> int:
+    """Return the samples of a validation dataset, by one pass over it."""
+
+    def rows(batch: Any) -> Any:
+        first = tf.nest.flatten(batch)[0]
+        return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, tf.int64)[0]
+
     try:
-        return int(dataset.reduce(np.int64(0), lambda n, batch: n + tf.shape(tf.nest.flatten(batch)[0], tf.int64)[0]))
+        return int(dataset.reduce(np.int64(0), lambda n, batch: n + tf.cast(rows(batch), tf.int64)))
     except Exception as error:  # whatever the pipeline's own code raises
         said = " ".join(str(error).split())[:300]
         raise ObjectiveError(f"{where}: the validation dataset cannot be read: {said}.") from error

@@ -49,6 +49,12 @@ def import_tensorflow() -> tuple[Any, Any]:
     Raises:
         KnownError: when TensorFlow is missing or Keras runs on another backend.
     """
+    asked = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if asked != "tensorflow":
+        raise KnownError(
+            f"The environment variable KERAS_BACKEND chooses the backend of Keras and must be 'tensorflow' here, got "
+            f"'{asked}'. Unset it, or run KERAS_BACKEND=tensorflow lrtune ..."
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     with _without_chatter():
@@ -64,7 +70,7 @@ def import_tensorflow() -> tuple[Any, Any]:
             ) from error
     if keras.backend.backend() != "tensorflow":
         raise KnownError(
-            f"Keras must run on the TensorFlow backend, got '{keras.backend.backend()}'. "
-            "Unset KERAS_BACKEND, or set it to 'tensorflow'."
+            f"Keras must run on the TensorFlow backend, got '{keras.backend.backend()}', as ~/.keras/keras.json or a "
+            "call of keras.config.set_backend says. Set KERAS_BACKEND=tensorflow."
         )
     return tf, keras
