@@ -247,12 +247,12 @@ class Tuned:
             return mattered.draw_importance(info)
 
         known: dict[str, Callable[[], go.Figure]] = {
-            "landscape": lambda: mattered.draw_landscape(mattered.landscape_info(record), record.monitor.name),
+            "landscape": lambda: mattered.draw_landscape(mattered.landscape_info(record), record.monitor.label),
             "range tests": lambda: draw_range_tests(range_tests.range_test_info(record)),
             "curves": lambda: curves.draw_curves(curves.curves_info(record, self.answer.trial)),
             "importance": importance,
             "history": lambda: course.draw_history(
-                course.history_info(record), record.monitor.name, len(record.trials)
+                course.history_info(record), record.monitor.label, len(record.trials)
             ),
         }
         if name not in known:

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ObjectiveError, did_you_mean
 from pipeline.training.batches import read_batches
-from pipeline.training.building import Builder, fixed_batch
+from pipeline.training.building import Builder, fixed_batch, overrides
 from pipeline.training.data import Data, Ragged, joined, leaves, make_data
 from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
-from pipeline.training.seeds import own_draws, seeding_noticed
+from pipeline.training.seeds import own_draws, seeding_noticed, set_seed
 from pipeline.training.splits import class_labels
 from pipeline.training.stream import Stream, is_dataset, make_stream, repeatable_shuffles
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -112,8 +112,7 @@ def load_objective(
         ObjectiveError: for everything that is wrong with it, in one message.
     """
     with repeatable_shuffles() as shuffles, own_draws(seed), seeding_noticed(module is not None) as seeded:
-        _, keras = import_tensorflow()
-        keras.utils.set_random_seed(seed)  # what the file makes at its top is then the same in every process
+        set_seed(seed)  # what the file makes at its top is then the same in every process
         return _load(
             UserCode(name, study_folder, module),
             shuffles,
@@ -142,7 +141,7 @@ def _load(
 ) -> Objective:
     _, keras = import_tensorflow()
     name, functions = code.name, _functions(code.name, code.module, kwargs, grouped)
-    keras.utils.set_random_seed(seed)
+    set_seed(seed)
 
     @functools.wraps(functions["load_data"])
     def load_data() -> Any:
@@ -532,6 +531,12 @@ def _only_loss(keras: Any, model: Any, train: Data | Stream) -> str | None:
 def _check_targets(name: str, model: Any, data: Data) -> None:
     """Refuse labels that the model has no output for, which Keras turns into NaN or nonsense."""
     losses, where = _losses(model), f"{name}: load_data(): y"
+    keras = import_tensorflow()[1]
+    if data.y is None and losses[0] and not any(overrides(keras, model, f) for f in ("train_step", "compute_loss")):
+        raise ObjectiveError(
+            f"{name}: load_data() must return targets for the loss '{losses[0]}', got x alone. An autoencoder's target "
+            "is its input: return (x, x)."
+        )
     if len(losses) != 1 or not isinstance(data.y, np.ndarray):
         return
     try:

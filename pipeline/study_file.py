@@ -513,6 +513,21 @@ class Study:
         return {"objective": objective["path"], **flatten(config), **flatten(kwargs)}
 
 
+CAME_WITH: Mapping[str, Any] = {}
+"""Defaults with which keys came, by dotted path, of those whose default has changed since."""
+
+
+def default_of(key: str) -> Any:
+    """Return the default that a key had when it came, which is what a study meant that was begun before; or None.
+
+    >>> default_of("validation.folds"), default_of("data")
+    (5, None)
+    """
+    if key in CAME_WITH:
+        return CAME_WITH[key]
+    return flatten(StudyConfig.model_validate({"objective": "-"}).model_dump(mode="json")).get(key)
+
+
 def given_keys(config: StudyConfig) -> dict[str, Any]:
     """Return the keys that file and options set, as they would stand in a study file; the storage stays out.
 

@@ -465,6 +465,11 @@ REMEDIES = (
         "A token number has no row in an Embedding: raise its input_dim, or limit the vocabulary",
     ),
     (
+        r"Unknown variable",
+        "An optimizer that is made once, at the top of the program, knows the variables of its first model alone: let "
+        "self.optimizer train everything, which is the one that is searched",
+    ),
+    (
         r"[Rr]agged",
         "Pad the samples to one length, x.to_tensor() or keras.utils.pad_sequences, and let the model mask what is "
         "padded",

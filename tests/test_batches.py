@@ -44,6 +44,9 @@ def test_every_batch_is_read_once_in_its_order():
     assert test[0] is X and test[1] is Y
     alone = read_batches("here", Batches(), "float32")
     np.testing.assert_array_equal(alone[0], X)
+    for bare in (lambda rows: X[rows], lambda rows: (X[rows],)):
+        (x,) = read_batches("here", Batches(bare), "float32")
+        np.testing.assert_array_equal(x, X)
     arrays = (X, Y)
     assert read_batches("here", arrays, "float32") == arrays
 
@@ -71,10 +74,12 @@ def augmented(rows: np.ndarray):
     [
         (Batches(count=None), "must have a number of batches, got none. Define __len__"),
         (Batches(count=0), "must have at least one batch"),
-        (Batches(lambda rows: X[rows]), r"must be \(x, y\) or \(x, y, sample_weight\), got ndarray in batch 0"),
-        (Batches(lambda rows: (X[rows],)), "got 1 parts in batch 0"),
+        (
+            Batches(lambda rows: (X[rows],) * 4),
+            r"must be x, \(x, y\) or \(x, y, sample_weight\), got 4 parts in batch 0",
+        ),
         (Batches(augmented), "must give the same batch whenever it is read, .* keras.layers.RandomFlip"),
-        (Batches(lambda rows: (np.where(X[rows] == X[40], np.nan, X[rows]), Y[rows])), "batch 2: x must be finite"),
+        (Batches(lambda rows: ([X[rows][:, 0].tolist(), []], Y[rows])), "batch 0: x must hold samples of one length"),
         (Batches(lambda rows: (X[rows][:, : 1 + (rows[0] < 32)], Y[rows])), "must have the form of the first"),
     ],
 )
@@ -88,7 +93,7 @@ def test_what_cannot_be_read_once_is_refused(dataset, message):
 def test_more_than_memory_holds_is_not_read(monkeypatch):
     """The first batch tells how much all of them take."""
     read = []
-    monkeypatch.setattr(batches, "_memory_limit", lambda: 1000.0)
+    monkeypatch.setattr(batches, "memory_limit", lambda: 1000.0)
     with pytest.raises(ObjectiveError, match=r"must take at most .* GiB.*Return tf.data datasets"):
         read_batches("here", Batches(lambda rows: read.append(rows) or (X[rows], Y[rows])), "float32")
     assert len(read) == 2

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 
 LEVELS = [
     {"pipeline.errors", "pipeline.words", "pipeline.locks", "pipeline"},
+    {"pipeline.core"},
     {"pipeline.training", "pipeline.progress", "pipeline.storage", "pipeline.database"},
     {"pipeline.study_file", "pipeline.user_code", "pipeline.objective", "pipeline.study_template"},
     {"pipeline.search"},
@@ -51,6 +52,18 @@ def test_tensorflow_is_imported_in_one_place(path: Path):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         assert not {name.split(".")[0] for name in names} & {"tensorflow", "keras"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline" / "core").glob("*.py")), ids=lambda p: p.name)
+def test_the_pure_cores_know_numbers_alone(path: Path):
+    """Nothing in core/ imports TensorFlow, Optuna, files or storage, not even inside a function."""
+    allowed = {"__future__", "collections", "dataclasses", "math", "types", "typing", "numpy", "pipeline"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        targets = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        targets += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for target in targets:
+            assert target.split(".")[0] in allowed, target
+            assert not target.startswith("pipeline.") or target.split(".")[1] in ("core", "errors", "words"), target
 
 
 def test_every_module_says_what_lives_there():

@@ -65,9 +65,9 @@ def test_best_json_has_exactly_the_keys_of_the_contract(finished):
     """Names and kinds of values as documented."""
     best = json.loads((finished.output / "best.json").read_text())
     assert list(best) == [
-        "study", "objective", "optimizer", "learning_rate", "decay", "final_fraction", "epochs", "batch_size",
-        "momentum", "weight_decay", "warmup_fraction", "monitor", "mode", "value", "value_std", "trial", "baseline",
-        "improvement", "tied_with",
+        "study", "objective", "recommended", "optimizer", "learning_rate", "decay", "final_fraction", "epochs",
+        "batch_size", "momentum", "weight_decay", "warmup_fraction", "monitor", "mode", "value", "value_std", "trial",
+        "baseline", "improvement", "tied_with", "doubts",
     ]  # fmt: skip
     assert best["baseline"]["optimizer"] == "adam"
     assert best["baseline"]["learning_rate"] == 0.001

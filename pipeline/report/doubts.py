@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.report.records import TWO_REPEATS, Recommendation, StudyRecord, TrialRecord
+from pipeline.search.range_test import odd_pairs
 from pipeline.search.space import widening_note
 from pipeline.words import counted
 
@@ -67,7 +68,7 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
         )
     elif answer.trial.verdict == "underfit":
         found.append(
-            f"The loss of the recommended run was still falling after {length}, though {record.monitor.name} "
+            f"The loss of the recommended run was still falling after {length}, though {record.monitor.label} "
             "was best before; raise epochs to see whether more training helps."
         )
     if answer.trial.state != "complete":
@@ -104,6 +105,19 @@ def doubts_of(record: StudyRecord, answer: Recommendation | None) -> list[str]:
         note = widening_note(record.widened)
         if note:
             found.append(f"{note[0].upper()}{note[1:]}. Look at where the good trials lie.")
+    highest = record.definition.get("range_test.high")
+    beyond = [name for name, test in record.tests.items() if highest is not None and test["high"] > 1.5 * highest]
+    if beyond:
+        found.append(
+            f"The bounds of {', '.join(beyond)} reach beyond range_test.high = {highest:g}, where the loss had not "
+            "risen yet: look at their range tests before you trust a rate there."
+        )
+    for one, other in odd_pairs({name: float(test["suggested"]) for name, test in record.tests.items()}):
+        rates = " and ".join(f"{record.tests[name]['suggested']:.3g} ({name})" for name in (one, other))
+        found.append(
+            f"The range tests of {one} and {other}, which learn at much the same rates, lie more than a decade apart: "
+            f"{rates}; one of the two has read another valley."
+        )
     not_ok = [name for name, test in record.tests.items() if test["status"] != "ok"]
     if not_ok:
         found.append(f"The range test of {', '.join(not_ok)} found no valley; its bounds there are a guess.")

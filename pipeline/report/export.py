@@ -171,13 +171,12 @@ def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[P
         where = json.dumps(record.about["objective"])[1:-1].replace('"', "'")
         files["best.py"] = f'"""What lrtune recommends for {where}: {evidence}"""\n\n{keras_code(record, recommended)}'
     for name, frame in (
-        ("trials", trials_frame),
-        ("curves", curves_frame),
-        ("overfitting", overfitting_frame),
-        ("range_test", range_test_frame),
-        ("bounds", bounds_frame),
+        ("trials", trials_frame(record)),
+        ("curves", curves_frame(record)),
+        ("overfitting", overfitting_frame(record)),
     ):
-        files[f"{name}.csv"] = csv_text(frame(record))
+        files[f"{name}.csv"] = csv_text(frame)
+    files |= range_test_tables(record.tests)
     if page is not None:
         files["report.html"] = page
     written = write_files(folder, files)
@@ -185,6 +184,11 @@ def write_results(record: StudyRecord, folder: Path, page: str | None) -> list[P
         if name not in files:
             (folder / name).unlink(missing_ok=True)
     return written
+
+
+def range_test_tables(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return range_test.csv and bounds.csv by file name, of range tests as they are stored."""
+    return {"range_test.csv": csv_text(range_test_frame(tests)), "bounds.csv": csv_text(bounds_frame(tests))}
 
 
 def csv_text(frame: pd.DataFrame) -> str:

@@ -116,7 +116,7 @@ def _mattered(record: StudyRecord, figures: Figures) -> dict[str, Any]:
         "importance": importance,
         "bars": figures.show(draw_importance(importance), importance.title) if importance is not None else "",
         "title": title,
-        "landscape": figures.show(draw_landscape(landscape_info(record), record.monitor.name), title),
+        "landscape": figures.show(draw_landscape(landscape_info(record), record.monitor.label), title),
         "table": cross_table(record),
     }
 
@@ -130,7 +130,7 @@ def _course(record: StudyRecord, figures: Figures) -> dict[str, Any]:
             (
                 history.title,
                 partly,
-                figures.show(draw_history(history, record.monitor.name, len(record.trials)), history.title),
+                figures.show(draw_history(history, record.monitor.label, len(record.trials)), history.title),
             ),
             (timeline.title, "", figures.show(draw_timeline(timeline), timeline.title)),
             (spent.title, "", figures.show(draw_time(spent), spent.title)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pipeline.report.export import range_test_tables
 from pipeline.report.figures.range_tests import (
     MARKS_SAID,
     RangeTestInfo,
@@ -20,23 +21,6 @@ if TYPE_CHECKING:
 
 def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str]:
     """Return range_test.csv, bounds.csv and range_test.html by file name."""
-    import pandas as pd
-
-    steps = pd.concat(
-        pd.DataFrame(
-            {
-                "optimizer": test.optimizer,
-                "step": range(1, len(test.rates) + 1),
-                "learning_rate": test.rates,
-                "loss": test.losses,
-                "smoothed": test.smoothed,
-            }
-        )
-        for test in tests.values()
-    )
-    bounds = pd.DataFrame(
-        [{k: getattr(test, k) for k in ("optimizer", "low", "suggested", "high", "status")} for test in tests.values()]
-    )
     infos, figures = [range_test_info_of(test) for test in tests.values()], Figures()
     finding = compared_finding(infos)
     made = page(
@@ -49,27 +33,21 @@ def range_test_files(name: str, tests: Mapping[str, RangeTest]) -> dict[str, str
         single=[(info, figures.show(draw_range_test(info), info.title)) for info in infos],
     )
     return {
-        "range_test.csv": steps.to_csv(index=False),
-        "bounds.csv": bounds.to_csv(index=False),
+        **range_test_tables({name: test.as_record() for name, test in tests.items()}),
         "range_test.html": made,
     }
 
 
 def range_test_info_of(test: RangeTest) -> RangeTestInfo:
     """Return a range test that was just run, ready to draw."""
+    stored = test.as_record()
     return RangeTestInfo(
         test.optimizer,
-        test.rates.tolist(),
-        _plain(test.losses),
-        _plain(test.smoothed),
+        stored["rates"],
+        stored["losses"],
+        stored["smoothed"],
         test.low,
         test.suggested,
         test.high,
         test.status,
     )
-
-
-def _plain(values: object) -> list[float | None]:
-    import numpy as np
-
-    return [float(v) if np.isfinite(v) else None for v in np.asarray(values, dtype=float)]

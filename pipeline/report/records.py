@@ -504,13 +504,13 @@ def curves_frame(record: StudyRecord) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def range_test_frame(record: StudyRecord) -> pd.DataFrame:
-    """Return a row per optimizer and step of the range tests."""
+def range_test_frame(tests: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return a row per optimizer and step of range tests as they are stored."""
     import pandas as pd
 
     rows = [
         {"optimizer": name, "step": step, "learning_rate": rate, "loss": loss, "smoothed": smoothed}
-        for name, test in record.tests.items()
+        for name, test in tests.items()
         for step, (rate, loss, smoothed) in enumerate(
             zip(test["rates"], test["losses"], test["smoothed"], strict=True), start=1
         )
@@ -518,12 +518,12 @@ def range_test_frame(record: StudyRecord) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["optimizer", "step", "learning_rate", "loss", "smoothed"])
 
 
-def bounds_frame(record: StudyRecord) -> pd.DataFrame:
-    """Return a row per optimizer: the bounds of the search and how the range test ended."""
+def bounds_frame(tests: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return a row per optimizer: the bounds that range tests gave and how they ended."""
     import pandas as pd
 
     rows = [
         {"optimizer": name, **{key: test[key] for key in ("low", "suggested", "high", "status")}}
-        for name, test in record.tests.items()
+        for name, test in tests.items()
     ]
     return pd.DataFrame(rows, columns=["optimizer", "low", "suggested", "high", "status"])

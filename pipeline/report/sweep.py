@@ -64,7 +64,7 @@ class Sweep:
         if len(same) > 1:
             return self._tie(same)
         name = self.metrics[0]
-        value = f"{self.monitor.name} {best.trial.value:.4g}"
+        value = f"{self.monitor.label} {best.trial.value:.4g}"
         said = f"The best rate is {best.learning_rate:g} ({value}, gap {best.gap[name]:.3g} in the {name})."
         if closest is best:
             return (
@@ -73,7 +73,7 @@ class Sweep:
             )
         return (
             f"{said} The smallest gap, {closest.gap[name]:.3g}, is that of {closest.learning_rate:g}, whose "
-            f"{self.monitor.name} is {closest.trial.value:.4g}: less learned, less of a gap. Choose by the "
+            f"{self.monitor.label} is {closest.trial.value:.4g}: less learned, less of a gap. Choose by the "
             "validation value; a gap that grows says from where a run only memorizes."
         )
 
@@ -81,7 +81,7 @@ class Sweep:
         """Say that several rates have the best value, and what else tells them apart."""
         rates = [f"{row.learning_rate:g}" for row in same]
         said = (
-            f"{', '.join(rates[:-1])} and {rates[-1]} have the same {self.monitor.name}, "
+            f"{', '.join(rates[:-1])} and {rates[-1]} have the same {self.monitor.label}, "
             f"{same[0].trial.value:.4g}, which does not tell them apart"
         )
         losses = {row.learning_rate: row.validation["loss"] for row in same if "loss" in row.validation}

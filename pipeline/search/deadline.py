@@ -11,7 +11,7 @@ class TimeUp(Exception):
     """The time of a study is used up: what runs is kept where it is."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Deadline:
     """When a study must have come to its answer.
 
@@ -34,4 +34,8 @@ class Deadline:
         Args:
             reserved: that part in seconds.
         """
-        return self.left <= reserved
+        return math.isfinite(self.until) and self.left <= reserved
+
+
+ENDLESS = Deadline()
+"""The deadline of a study that nothing limits."""

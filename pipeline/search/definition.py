@@ -15,7 +15,7 @@ from pipeline.errors import KnownError, did_you_mean
 from pipeline.progress import Reporter
 from pipeline.search.prepare import Prepared
 from pipeline.storage import check_layout, open_storage, storage_errors, without_password
-from pipeline.study_file import Study, study_of
+from pipeline.study_file import Study, default_of, study_of
 from pipeline.training.building import overrides
 from pipeline.training.constant import MOST_VALUES, constant_loss
 from pipeline.training.data import Data, as_tensor, leaves, map_tree
@@ -157,6 +157,24 @@ def _measured(engine: Engine, part: Data) -> dict[str, float]:
     return {"loss": loss} if np.isfinite(loss) else {}
 
 
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a definition that differ, with what they were.
+
+    A key of the study file that an earlier version did not know meant the default with which it came.
+
+    >>> changed({"epochs": 3}, {"epochs": 3, "pruning.pruner": "median"})
+    {}
+    >>> changed({"epochs": 3}, {"epochs": 4, "pruning.pruner": "none"})
+    {'epochs': 3, 'pruning.pruner': 'median'}
+    """
+    found = {}
+    for key in sorted(before.keys() | now.keys()):
+        was = before[key] if key in before else default_of(key) if key in now else None
+        if was != now.get(key):
+            found[key] = "not set" if was is None else was
+    return found
+
+
 def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> None:
     """Refuse to mix trials whose values mean different things."""
     path = prepared.study.path
@@ -166,9 +184,8 @@ def check_same(prepared: Prepared, reporter: Reporter, study: optuna.Study) -> N
         facts.pop("objective", None)
     names = {"data": "the data's hash", "model": "the model's hash"}
     changes = [
-        f"  {names.get(key, key)}: was {before.get(key, 'not set')}, is now {now.get(key, 'not set')}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"  {names.get(key, key)}: was {was}, is now {now.get(key, 'not set')}"
+        for key, was in changed(before, now).items()
     ]
     if changes:
         raise KnownError(

@@ -15,7 +15,7 @@ from pipeline.errors import KnownError, ObjectiveError, require_package
 from pipeline.objective import Objective, check_sizes, load_objective
 from pipeline.progress import Reporter
 from pipeline.search.deadline import Deadline
-from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, analyse_ramp, run_range_test
+from pipeline.search.range_test import DIVERGED_AT_START, RangeTest, analyse_ramp, odd_pairs, run_range_test
 from pipeline.search.samplers import check_sampler
 from pipeline.search.trial import Monitor, mode_of, split_seed
 from pipeline.storage import sqlite_path
@@ -277,7 +277,7 @@ RANGE_TEST_SHARE = 1 / 3
 
 
 def range_tests(prepared: Prepared, reporter: Reporter, deadline: Deadline | None = None) -> dict[str, RangeTest]:
-    """Run the range test of every optimizer.
+    """Run the range test of every optimizer, and once more, twice as fine, that of siblings far apart.
 
     Args:
         prepared: the study.
@@ -290,27 +290,35 @@ def range_tests(prepared: Prepared, reporter: Reporter, deadline: Deadline | Non
     settings = prepared.study.config.range_test
     found: dict[str, RangeTest] = {}
     steps_per_epoch = prepared.splits[0].steps_per_epoch(prepared.engine.batch_size)
+
+    def once(optimizer: str, longer: int = 1) -> RangeTest:
+        try:
+            return run_range_test(
+                prepared.engine,
+                optimizer,
+                prepared.splits[0],
+                low=settings.low,
+                high=settings.high,
+                steps=longer * settings.length(steps_per_epoch),
+                total_steps=prepared.study.config.epochs * steps_per_epoch,
+                window=settings.window,
+            )
+        except KnownError:
+            raise
+        except Exception as error:  # the first step of training: whatever the model's code raises
+            raise training_failed(prepared, optimizer, error) from error
+
     with reporter.bar("range test", len(prepared.study.config.search.optimizers)) as bar:
         for optimizer in prepared.study.config.search.optimizers:
             if found and deadline is not None and deadline.passed((1 - RANGE_TEST_SHARE) * deadline.seconds):
                 found[optimizer] = analyse_ramp(optimizer, [], [])
                 continue
-            try:
-                found[optimizer] = run_range_test(
-                    prepared.engine,
-                    optimizer,
-                    prepared.splits[0],
-                    low=settings.low,
-                    high=settings.high,
-                    steps=settings.length(steps_per_epoch),
-                    total_steps=prepared.study.config.epochs * steps_per_epoch,
-                    window=settings.window,
-                )
-            except KnownError:
-                raise
-            except Exception as error:  # the first step of training: whatever the model's code raises
-                raise training_failed(prepared, optimizer, error) from error
+            found[optimizer] = once(optimizer)
             bar.update(len(found), optimizer)
+        for pair in odd_pairs({name: test.suggested for name, test in found.items()}):
+            again = {name: once(name, 2) for name in pair}
+            if not odd_pairs({name: test.suggested for name, test in again.items()}):
+                found |= again
     if all(test.status == DIVERGED_AT_START for test in found.values()):
         raise ObjectiveError(
             f"{prepared.objective.where}: every optimizer diverges from the first step, even at a learning rate of "

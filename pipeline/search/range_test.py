@@ -6,12 +6,14 @@ fails on a curve, however short or odd.  Running the ramp on an engine is the th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pipeline.search.stored import SIGNIFICANT_DIGITS
 from pipeline.training.divergence import RANGE_TEST_RULE
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.training.overfitting import noise_level, smooth
@@ -68,6 +70,12 @@ REFERENCE_RAMP = 60
 BELOW_RISE = 0.55
 """Without a fall but with a rise, the middle of the bounds lies so many decades below the rise."""
 
+RIDGE = 0.1
+"""Two valleys are told apart by a ridge of at least this share of the loss's drop."""
+
+ODD = 1.0
+"""Suggestions of siblings that lie further apart than this, in decades, are tested again."""
+
 FALLBACK = (1 / 30.0, 10.0)
 """Bounds around the optimizer's default rate, as multiples of it, where the curve gives none ..."""
 
@@ -98,6 +106,23 @@ class RangeTest:
     high: float
     status: str
     extended: bool = False
+
+    def as_record(self) -> dict[str, Any]:
+        """Return it as it is stored and written to tables, with so many digits as curves have."""
+
+        def plain(values: Any) -> list[float | None]:
+            return [float(f"{v:.{SIGNIFICANT_DIGITS}g}") if np.isfinite(v) else None for v in values]
+
+        return {
+            "low": self.low,
+            "suggested": self.suggested,
+            "high": self.high,
+            "status": self.status,
+            "extended": self.extended,
+            "rates": plain(self.rates),
+            "losses": plain(self.losses),
+            "smoothed": plain(self.smoothed),
+        }
 
     @property
     def note(self) -> str:
@@ -183,10 +208,10 @@ def analyse_ramp(
     smoothed = smooth(clipped, window)
     if steps < MINIMUM_STEPS:
         return result(DIVERGED_AT_START if usable < steps else TOO_SHORT, smoothed)
-    lowest = int(np.argmin(smoothed[:usable]))
-    drop = initial - smoothed[lowest]
     # Standard error of a difference between the initial mean and a smoothed value.
     noise = noise_level(clipped[:usable]) * np.sqrt(1.0 / window + 1.0 / first)
+    lowest = first_valley(smoothed[:usable], 3.0 * noise)
+    drop = initial - smoothed[lowest]
     fell = drop > max(3.0 * noise, 1e-9 * abs(initial))
     rose = usable < steps or bool((smoothed[lowest:] > initial).any()) or loss[-1] > initial
     if not fell:
@@ -206,6 +231,30 @@ def analyse_ramp(
     returned = np.flatnonzero(smoothed[lowest:] > initial - LEFT_OF_DROP * drop)
     r = float(rate[lowest + returned[0]]) if len(returned) else float(rate[-1])
     return result(OK, smoothed, float(np.sqrt(rate[lowest] * r)), d)
+
+
+def first_valley(smoothed: NDArray[np.float64], noise: float) -> int:
+    """Return the step of the first valley of a ramp, unless a later one is deeper beyond noise.
+
+    Far right of where a model learns, units die or saturate and the loss may fall a second time.
+
+    Args:
+        smoothed: smoothed loss of each step, shape (steps,).
+        noise: difference of two smoothed losses that means nothing.
+
+    >>> first_valley(np.array([2.0, 1.0, 1.5, 0.99]), 0.1), first_valley(np.array([2.0, 1.0, 1.5, 0.5]), 0.1)
+    (1, 3)
+    """
+    lowest = int(np.argmin(smoothed))
+    margin = max(noise, RIDGE * float(smoothed[0] - smoothed[lowest]))
+    as_deep = np.flatnonzero(smoothed[:lowest] <= smoothed[lowest] + noise)
+    if not len(as_deep):
+        return lowest
+    begin = int(as_deep[0])
+    ridge = np.flatnonzero(smoothed[begin:lowest] > smoothed[lowest] + noise + margin)
+    if not len(ridge):
+        return lowest  # one valley with a flat floor
+    return begin + int(np.argmin(smoothed[begin : begin + int(ridge[0])]))
 
 
 @dataclass(frozen=True)
@@ -273,6 +322,25 @@ def ramp(low: float, high: float, steps: int) -> NDArray[np.float64]:
     array([0.01, 0.1 , 1.  ])
     """
     return np.geomspace(low, high, max(steps, 1))
+
+
+def odd_pairs(suggested: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the siblings whose suggestions lie further apart than siblings do.
+
+    Args:
+        suggested: learning rate to try first, by optimizer.
+
+    >>> odd_pairs({"adam": 0.005, "adamw": 0.5, "sgd": 1.0})
+    [('adam', 'adamw')]
+    """
+    pairs = [
+        (spec.sibling, name) for name, spec in OPTIMIZERS.items() if spec.sibling in suggested and name in suggested
+    ]
+    return [
+        (one, other)
+        for one, other in pairs
+        if one is not None and abs(np.log10(suggested[one] / suggested[other])) > ODD
+    ]
 
 
 def run_range_test(

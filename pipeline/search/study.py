@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
@@ -26,7 +25,7 @@ from pipeline.errors import KnownError, StorageError
 from pipeline.progress import Reporter, sparkline
 from pipeline.search.checkpoint import Checkpoints
 from pipeline.search.confirmation import confirm, confirmation_seconds
-from pipeline.search.deadline import Deadline
+from pipeline.search.deadline import ENDLESS, Deadline
 from pipeline.search.definition import about, check_same, definition_of
 from pipeline.search.prepare import Prepared, range_tests, training_failed
 from pipeline.search.pruning import pruning_note
@@ -36,7 +35,7 @@ from pipeline.search.running import TrialRunner
 from pipeline.search.soundness import Proof, agree, prove
 from pipeline.search.space import Space, space_of, space_size
 from pipeline.search.stopping import StopRule
-from pipeline.search.stored import SIGNIFICANT_DIGITS, configuration_of
+from pipeline.search.stored import configuration_of
 from pipeline.storage import (
     LAYOUT,
     locks_of,
@@ -88,7 +87,7 @@ class StudyRunner:
         self.study = prepared.study
         self.config = prepared.study.config
         self.url = self.study.storage_url
-        self.deadline = Deadline()
+        self.deadline = ENDLESS
         self._checkpoints = Checkpoints(
             self.study.output / "checkpoints",
             minutes=self.config.checkpoint.minutes,
@@ -343,7 +342,7 @@ class StudyRunner:
                 )
             study.set_user_attr("layout", LAYOUT)
             study.set_user_attr("about", about(self.prepared))
-            study.set_user_attr("range_test", {name: _range_test_record(test) for name, test in tests.items()})
+            study.set_user_attr("range_test", {name: test.as_record() for name, test in tests.items()})
             study.set_user_attr("engine", decision)
             study.set_user_attr("proof", proof.as_dict())
             study.set_user_attr("xla", prepared.engine.xla)
@@ -530,7 +529,7 @@ class StudyRunner:
         diverged = sum(bool(t.user_attrs.get("diverged_at")) for t in trials)
         pruned = sum(t.state == TrialState.PRUNED for t in trials) - diverged
         ended = "".join(f", {count} {what}" for count, what in ((pruned, "pruned"), (diverged, "diverged")) if count)
-        return f"best {self.prepared.monitor.name} {best.value:.4g}: {configuration_of(best).describe()}{ended}"
+        return f"best {self.prepared.monitor.label} {best.value:.4g}: {configuration_of(best).describe()}{ended}"
 
 
 def _has_begun(trial: FrozenTrial) -> bool:
@@ -588,19 +587,3 @@ def _own_parameters(study: optuna.Study, space: Space) -> dict[str, Any] | None:
     """Return the parameters of the optimizer that the model was compiled with; None where the space has it not."""
     own = study.user_attrs.get("about", {}).get("own")
     return space.own_parameters(*own) if own else None
-
-
-def _range_test_record(test: RangeTest) -> dict[str, Any]:
-    def plain(values: Any) -> list[float | None]:
-        return [float(f"{v:.{SIGNIFICANT_DIGITS}g}") if np.isfinite(v) else None for v in values]
-
-    return {
-        "low": test.low,
-        "suggested": test.suggested,
-        "high": test.high,
-        "status": test.status,
-        "extended": test.extended,
-        "rates": plain(test.rates),
-        "losses": plain(test.losses),
-        "smoothed": plain(test.smoothed),
-    }

@@ -28,7 +28,7 @@ from pipeline.errors import KnownError, require_package
 from pipeline.locks import LiveMark
 from pipeline.progress import Reporter
 from pipeline.search.confirmation import ConfirmTask, confirm_once
-from pipeline.search.deadline import Deadline
+from pipeline.search.deadline import ENDLESS, Deadline
 from pipeline.search.queue import CALLED_BACK, DISTANCE
 from pipeline.search.space import space_size
 from pipeline.study_file import Study, cores
@@ -166,7 +166,7 @@ class Pool:
                 self.on_death()
 
 
-def decide(runner: StudyRunner, epochs: int, deadline: Deadline) -> tuple[dict[str, Any], Pool | None]:
+def decide(runner: StudyRunner, epochs: int, deadline: Deadline = ENDLESS) -> tuple[dict[str, Any], Pool | None]:
     """Measure whether one worker per core trains more than this process with all threads.
 
     Args:
@@ -226,6 +226,7 @@ def backend(study: Study, count: int, threads: int) -> Iterator[None]:
     """
     settings = study.config.workers
     if settings.backend == "loky":
+        _hush_tracker()
         with joblib.parallel_config(backend="loky", inner_max_num_threads=threads, idle_worker_timeout=3600):
             yield
         return
@@ -236,6 +237,20 @@ def backend(study: Study, count: int, threads: int) -> Iterator[None]:
         return
     with _ray(study.path, settings.address, count):
         yield
+
+
+def _hush_tracker() -> None:
+    """Let the process that tidies up after loky's workers do so without a warning, when an interruption ends them."""
+    said = os.environ.get("PYTHONWARNINGS", "")
+    if LEAKS not in said:
+        os.environ["PYTHONWARNINGS"] = f"{said},{LEAKS}".lstrip(",")
+
+
+LEAKS = (
+    "ignore::UserWarning:joblib.externals.loky.backend.resource_tracker,"
+    "ignore::UserWarning:multiprocessing.resource_tracker"
+)
+"""Filters of warnings, as the environment of a process takes them."""
 
 
 def cluster_size(study: Study) -> int:

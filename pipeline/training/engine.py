@@ -36,7 +36,7 @@ from pipeline.training.evaluation import why_batches_matter
 from pipeline.training.frozen import PLAIN_MODELS, Cut, bytes_per_sample, cut, is_steady, on_features, run_body
 from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
-from pipeline.training.seeds import graphs_kept, own_draws
+from pipeline.training.seeds import graphs_kept, own_draws, set_seed
 from pipeline.training.sources import AnySplit, ArraySource, Cursor, Source, make_source
 from pipeline.training.stream import Stream
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -482,7 +482,7 @@ class Engine:
     def new_model(self, seed: int) -> Any:
         """Return a model with the initial weights of a seed, if its layers are built by `build_model()`."""
         with graphs_kept():
-            self.keras.utils.set_random_seed(seed % 2**32)
+            set_seed(seed)
             return self.builder()
 
     def _global_seed_generator(self) -> Any:

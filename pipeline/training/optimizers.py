@@ -29,6 +29,7 @@ class OptimizerSpec:
             shows nothing of whole runs.
         settles: whether the best rate of longer runs is lower.
         rests_at_zero: whether a step at rate 0 leaves the weights alone.
+        sibling: an optimizer so much alike that the best rates of the two lie close together.
     """
 
     name: str
@@ -38,6 +39,7 @@ class OptimizerSpec:
     from_ramp: float | None = -0.75
     settles: bool = True
     rests_at_zero: bool = True
+    sibling: str | None = None
 
     def code(self, learning_rate: str) -> str:
         """Return the Keras constructor call as Python source.
@@ -63,11 +65,17 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = MappingProxyType(
             OptimizerSpec("sgd", "SGD", 0.01, from_ramp=-0.55, settles=False),
             OptimizerSpec("momentum", "SGD", 0.01, _settings(momentum=0.9), from_ramp=-0.85, settles=False),
             OptimizerSpec(
-                "nesterov", "SGD", 0.01, _settings(momentum=0.9, nesterov=True), from_ramp=-0.65, settles=False
+                "nesterov",
+                "SGD",
+                0.01,
+                _settings(momentum=0.9, nesterov=True),
+                from_ramp=-0.65,
+                settles=False,
+                sibling="momentum",
             ),
             OptimizerSpec("rmsprop", "RMSprop", 0.001, from_ramp=-0.65),
             OptimizerSpec("adam", "Adam", 0.001, from_ramp=-0.65),
-            OptimizerSpec("adamw", "AdamW", 0.001, _settings(weight_decay=0.004), from_ramp=-0.65),
+            OptimizerSpec("adamw", "AdamW", 0.001, _settings(weight_decay=0.004), from_ramp=-0.65, sibling="adam"),
             OptimizerSpec("nadam", "Nadam", 0.001, from_ramp=-0.65),  # Dozat 2016
             OptimizerSpec("adamax", "Adamax", 0.001, from_ramp=-0.85),  # Kingma and Ba 2015
             OptimizerSpec("adagrad", "Adagrad", 0.01, from_ramp=-0.6, settles=False),  # Duchi et al. 2011

@@ -11,8 +11,18 @@ from typing import Any
 
 from pipeline.training.tensorflow_import import import_tensorflow
 
+_set: list[int] = []
+"""The last seed that lrtune has set itself."""
+
 _drawn: list[bool] = []
 """Holds one value from the moment on that operations are watched: whether one has drawn from a seed of its own."""
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, NumPy, TensorFlow and Keras, as `keras.utils.set_random_seed` does."""
+    _, keras = import_tensorflow()
+    _set[:] = [seed % 2**32]
+    keras.utils.set_random_seed(seed % 2**32)
 
 
 @contextmanager
@@ -77,7 +87,7 @@ def seeding_noticed(already: bool = False) -> Iterator[list[bool]]:
     tf, keras = import_tensorflow()
     from tensorflow.python.eager import context
 
-    noticed = [already and context.global_seed() is not None]
+    noticed = [already and context.global_seed() not in (None, *_set)]
     places = ((keras.utils, "set_random_seed"), (tf.random, "set_seed"), (tf.compat.v1, "set_random_seed"))
     originals = [(module, name, getattr(module, name)) for module, name in places]
 
