@@ -514,7 +514,7 @@ def test_missing_targets_train_where_the_loss_leaves_them_out(tmp_path):
     ordered = {"scheme": "time-series", "folds": 2}  # none of them is in the first batch
     with pytest.raises(ObjectiveError, match=r"y has 1 NaN .*and a batch of such samples must have a finite loss"):
         late = TARGET.copy()
-        late[45] = np.nan
+        late[20] = np.nan
         prove(prepared_of(tmp_path, dense, (X, late), validation=ordered, batch_size=8))
     with pytest.raises(ObjectiveError, match=r"y has 10 NaN .*first in sample \d+\. Impute or drop"):
         prove(prepared_of(tmp_path, dense, (X, y)))
