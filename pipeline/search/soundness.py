@@ -197,8 +197,9 @@ def data_doubts(prepared: Prepared) -> list[str]:
             "the model has not seen."
         )
     if isinstance(objective.train, Data) and isinstance(split, Split) and len(split.validation):
-        arrays = [leaf for _, leaf in leaves((objective.train.x, objective.train.y)) if isinstance(leaf, np.ndarray)]
-        count = copies(arrays, split.train, split.validation) if arrays else 0
+        arrays = [leaf for _, leaf in leaves((objective.train.x, objective.train.y))]
+        plain = all(isinstance(leaf, np.ndarray) for leaf in arrays)
+        count = copies(arrays, split.train, split.validation) if plain else 0
         share = count / len(split.validation)
         if count > 1 and share >= COPIED:
             found.append(

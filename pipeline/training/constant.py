@@ -17,7 +17,7 @@ ITERATIONS = 200
 COMPARED_BATCHES = 8
 """In so many batches the loss is looked at too: one taken over a whole batch comes out otherwise."""
 
-SAME = 0.02
+SAME = 1e-3
 """By which share it may."""
 
 MOST_VALUES = 1 << 22
