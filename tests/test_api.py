@@ -128,6 +128,19 @@ def test_the_finder_finds_and_puts_everything_back(samples):
     assert np.std(finder.losses[:10]) > 0.01
 
 
+def test_the_finder_stops_by_the_rule_of_all_range_tests(samples):
+    """A flat negative loss is not one that blew up."""
+    import keras
+
+    from pipeline import LearningRateFinder
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(optimizer="sgd", loss=lambda y, p: 0 * p - 5.0)
+    finder = LearningRateFinder(steps=30, high=1e-3)
+    model.fit(*samples, batch_size=20, epochs=100, verbose=0, callbacks=[finder])
+    assert len(finder.losses) == 30
+
+
 def unbuilt_model():
     """Return a compiled model of its own class that has no weights before its first batch."""
     import keras

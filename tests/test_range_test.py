@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from objectives import quadratic
-from pipeline.search.range_test import MEANINGS, analyse_ramp, landmarks, loss_change, ramp, run_range_test
+from pipeline.report.records import load_record, recommend
+from pipeline.search.range_test import MEANINGS, OK, analyse_ramp, landmarks, loss_change, ramp, run_range_test
 from pipeline.training.data import make_data
 from pipeline.training.engine import Engine
 from pipeline.training.optimizers import OPTIMIZERS
@@ -191,3 +195,79 @@ def test_a_wider_window_smooths_more():
     narrow, wide = (analyse_ramp("adam", RATES, noisy, window=w).smoothed for w in (1, 21))
     np.testing.assert_allclose(narrow, np.minimum(noisy, narrow.max()))
     assert np.abs(np.diff(wide[:35])).mean() < 0.3 * np.abs(np.diff(narrow[:35])).mean()
+
+
+def curve(*points: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rates and losses of a smooth ramp through (log10 of the rate, loss)."""
+    rates = np.geomspace(1e-6, 10, 60)
+    return rates, np.interp(np.log10(rates), *zip(*points, strict=True))
+
+
+def test_the_first_valley_counts_unless_a_later_one_is_deeper():
+    """Far to the right units die, and the loss may fall a second time."""
+    first = [(-6, 2.3), (-4, 2.3), (-3, 1.2), (-2, 2.2), (-1, 2.2)]
+    again = analyse_ramp("adam", *curve(*first, (0, 1.2), (1, 4.0)))
+    alone = analyse_ramp("adam", *curve(*first, (0, 2.3), (1, 4.0)))
+    deeper = analyse_ramp("adam", *curve(*first, (0, 0.3), (1, 4.0)))
+    assert again.suggested == pytest.approx(alone.suggested, rel=0.3)
+    assert deeper.suggested > 30 * alone.suggested
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.1])
+def test_a_flat_floor_is_one_valley(noise):
+    """Noise on the floor makes no ridge: the lowest point stays what it was."""
+    rng = np.random.default_rng(3)
+    rates, losses = curve((-6, 2.3), (-4, 2.3), (-3, 0.5), (-1.5, 0.4), (-1, 3.0), (1, 9.0))
+    found = analyse_ramp("sgd", rates, losses + rng.normal(0, noise, 60))
+    assert found.status == OK
+    assert 1e-4 < found.suggested < 0.1
+
+
+def test_siblings_far_apart_are_tested_again(tmp_path, monkeypatch):
+    """With a ramp twice as fine; where they still disagree, the doubt names both."""
+    from pipeline.progress import Reporter
+    from pipeline.report.doubts import doubts_of
+    from pipeline.search import prepare
+    from tests.made_study import make_study
+
+    asked = []
+
+    def made(engine, optimizer, split, *, steps, **_):
+        asked.append((optimizer, steps))
+        far = optimizer == "adamw" and (steps == 60 or made.stubborn)
+        return analyse_ramp(optimizer, *curve(*[(p + 2 * far, v) for p, v in VALLEY], (1, 9.0)))
+
+    monkeypatch.setattr(prepare, "run_range_test", made)
+    study = make_study(tmp_path)
+    config = study.config.model_copy(
+        update={"search": study.config.search.model_copy(update={"optimizers": ("sgd", "adam", "adamw")})}
+    )
+    engine = SimpleNamespace(batch_size=32)
+    prepared = SimpleNamespace(
+        study=SimpleNamespace(config=config), engine=engine, splits=[SimpleNamespace(steps_per_epoch=lambda _: 20)]
+    )
+    made.stubborn = False
+    tests = prepare.range_tests(prepared, Reporter(quiet=True))
+    assert asked == [("sgd", 60), ("adam", 60), ("adamw", 60), ("adam", 120), ("adamw", 120)]
+    assert tests["adamw"].suggested == pytest.approx(tests["adam"].suggested)
+    made.stubborn = True
+    tests = prepare.range_tests(prepared, Reporter(quiet=True))
+    record = replace(load_record(study), tests={name: test.as_record() for name, test in tests.items()})
+    doubts = doubts_of(record, recommend(record))
+    assert any("range tests of adam and adamw" in doubt and "more than a decade apart" in doubt for doubt in doubts)
+    high = {**record.tests, "sgd": {**record.tests["sgd"], "high": 40.0}}
+    doubts = doubts_of(replace(record, tests=high), recommend(record))
+    assert any("bounds of sgd reach beyond range_test.high = 10" in doubt for doubt in doubts)
+
+
+VALLEY = [(-6, 2.3), (-4, 2.3), (-3, 1.0), (-2, 3.0)]
+
+
+def test_the_command_writes_the_tables_of_the_report(tiny, lrtune_here):
+    """The same rows and digits, whichever of the two wrote them."""
+    folder = tiny.parent / "tiny_study"
+    assert lrtune_here("range-test", tiny, "-q").returncode == 0
+    names = ("range_test.csv", "bounds.csv")
+    alone = [(folder / name).read_text() for name in names]
+    assert lrtune_here("tune", tiny, "-q", "--confirm.finalists", "0").returncode == 0
+    assert [(folder / name).read_text() for name in names] == alone

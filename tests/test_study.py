@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -418,3 +419,57 @@ def test_status_says_what_optuna_reads(tiny):
     assert f"best val_loss {study.best_value:.5g}" in text
     assert f"(trial {study.best_trial.number})" in text
     assert "of trials left" in text
+
+
+def test_status_of_a_sweep_counts_its_points(tiny):
+    """Four rates are four trials, whatever `trials` says; after them nothing is left to do."""
+    from pipeline.report.status import status_of
+
+    tiny.write_text(
+        tiny.read_text()
+        .replace('optimizers = ["sgd", "adam"]', 'optimizers = ["adam"]')
+        .replace(
+            'decays     = ["constant", "cosine"]',
+            'decays = ["constant"]\nlearning_rate = { values = [0.1, 0.01, 0.001] }',
+        )
+        .replace("trials     = 8", "trials = 60")
+    )
+    study = tune(tiny)
+    found = status_of(read_study(tiny))
+    assert (found.finished, found.total, found.seconds_left) == (len(study.trials), 3, None)
+    assert found.confirmed and not found.stopped
+
+
+def test_a_key_that_came_later_means_its_default_in_an_older_study(tiny, monkeypatch):
+    """Older studies resume; one whose file sets the new key to something else does not."""
+    from pipeline import study_file
+
+    study = tune(tiny)
+    definition = dict(study.user_attrs["definition"])
+    for key in ("pruning.pruner", "validation.stratify"):  # as if these had come with this version
+        definition.pop(key)
+    study.set_user_attr("definition", definition)
+    assert len(tune(tiny, trials=9).trials) == 9
+    with pytest.raises(KnownError, match=r"pruning\.pruner: was median, is now none"):
+        tune(tiny, trials=10, **{"pruning.pruner": "none"})
+    monkeypatch.setattr(study_file, "CAME_WITH", {"pruning.pruner": "none"})  # its default has changed since
+    assert len(tune(tiny, trials=10, **{"pruning.pruner": "none"}).trials) == 10
+    with pytest.raises(KnownError, match=r"pruning\.pruner: was none, is now median"):
+        tune(tiny, trials=11)
+
+
+def test_what_was_proven_is_remembered_with_the_study(tiny, monkeypatch):
+    """A study that resumes does not prove itself again; one of a version that did not, does so once."""
+    from pipeline.search import study as module
+
+    proven, prove = [], module.prove
+    monkeypatch.setattr(module, "prove", lambda prepared: proven.append(1) or prove(prepared))
+    study = tune(tiny)
+    tune(tiny, trials=9)
+    assert len(proven) == 1
+    assert set(study.user_attrs["proof"]["way"]) == {"xla", "plain", "form", "any_batch"}
+    with sqlite3.connect(tiny.parent / "studies.db") as database:
+        database.execute("DELETE FROM study_user_attributes WHERE key = 'proof'")
+    tune(tiny, trials=10)
+    tune(tiny, trials=11)
+    assert len(proven) == 2

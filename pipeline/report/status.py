@@ -182,8 +182,8 @@ def _describe(study: Study, tables: _Tables) -> Status:
         check_layout(study.path, tables.attribute("layout"))
     counts, diverged = tables.counts(), tables.diverged()
     finished = sum(counts.get(state, 0) for state in FINISHED)
-    asked = int(min(study.config.trials, space_size(study.config.search)))
-    total = max(asked, sum(counts.values()))
+    wanted = int(min(study.config.trials, space_size(study.config.search)))
+    total = max(wanted, sum(counts.values()))
     stop = tables.attribute("stopped")
     if stop and stop["trials"] == finished == sum(counts.values()) and study.config.stop.patience is not None:
         total = finished
@@ -207,7 +207,7 @@ def _describe(study: Study, tables: _Tables) -> Status:
         name=study.name,
         finished=finished,
         total=total,
-        stopped=total < asked,
+        stopped=total < wanted,
         counts=ordered,
         best=best,
         seconds_left=mean * (total - finished) if mean is not None and finished < total else None,
