@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -61,6 +62,23 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert scope["finder"].losses
 
 
+BLOCKS = re.findall(r"```python\n(# (\w+)\.py\n.*?)```", (ROOT / "docs" / "own-steps.md").read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("program", "name"), BLOCKS, ids=[name for _, name in BLOCKS])
+def test_the_programs_with_steps_of_their_own_are_sound(tmp_path, lrtune_here, program, name):
+    """Every program of the page passes `check` without a doubt but that it has no validation values."""
+    (tmp_path / f"{name}.py").write_text(program)
+    keys = 'monitor = "distance"\nmode = "min"\n' if name == "gan" else ""
+    (tmp_path / f"{name}.toml").write_text(f'objective = "{name}.py"\n{keys}')
+    ended = lrtune_here("check", tmp_path / f"{name}.toml", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["notes"] == []
+    assert found["monitor"] == ("distance" if name == "gan" else "val_loss")
+    assert len(found["doubts"]) == (name == "gan"), found["doubts"]
+
+
 def test_the_example_study_file_is_read(tmp_path):
     """What is printed as a study file is one, also with the commented keys put in; its values are the defaults."""
     (tmp_path / "objectives").mkdir()
@@ -94,6 +112,8 @@ def test_quoted_messages_of_the_questions_exist():
     )
     for words in (
         "was begun under another definition",
+        "must agree with model.fit",
+        "must use the optimizer that the model is compiled with",
         "every optimizer diverges from the first step",
         "is not measured by the model",
         "found no valley",

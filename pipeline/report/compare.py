@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.report.doubts import learned_nothing
 from pipeline.report.figures.compared import (
     ComparedCurve,
     draw_compared_curves,
@@ -57,7 +58,8 @@ class Compared:
 
 def compared(record: StudyRecord) -> Compared:
     """Return what a study is compared by."""
-    answer = recommend(record)
+    answer, nothing = recommend(record), learned_nothing(record)
+    headline = answer.headline if answer is not None else "no trial ran through"
     spans = [
         (t.started.timestamp(), t.started.timestamp() + t.seconds)
         for t in record.trials
@@ -66,8 +68,8 @@ def compared(record: StudyRecord) -> Compared:
     gain = answer.improvement if answer is not None else None
     return Compared(
         study=record.name,
-        answer=answer.configuration.describe() if answer is not None else None,
-        epochs=answer.epochs if answer is not None else None,
+        answer=answer.configuration.describe() if answer is not None and nothing is None else None,
+        epochs=answer.epochs if answer is not None and nothing is None else None,
         monitor=record.monitor.name,
         value=answer.value if answer is not None else None,
         value_std=answer.value_std if answer is not None else None,
@@ -75,7 +77,7 @@ def compared(record: StudyRecord) -> Compared:
         gain=(gain.mean, gain.low, gain.high)
         if gain is not None and np.isfinite([gain.low, gain.high]).all()
         else None,
-        headline=answer.headline if answer is not None else "no trial ran through",
+        headline=headline if nothing is None else "nothing is recommended: no trial learned to use the inputs",
         trials=sum(t.state in ("complete", "pruned", "failed") for t in record.trials),
         pruned=record.count("pruned"),
         diverged=record.count("diverged"),

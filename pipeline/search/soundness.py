@@ -486,8 +486,8 @@ def _loss_falls(prepared: Prepared, optimizer: str) -> list[str]:
                 f"What train_step calls its loss is not the loss of the model: {why}. The study would optimize a "
                 "number that means nothing. Return loss from compute_loss(...), and update metrics of your own only."
             )
-    if not isinstance(split, Split):
-        return doubts
+    if not isinstance(split, Split) or engine.loss_name != "loss":
+        return doubts  # a number that the study names by itself need not be what the gradients lower
     batch = replace(split, train=split.train[: engine.batch_size], validation=split.validation[:0])
     usual = OPTIMIZERS[optimizer].default_learning_rate
     began = time.perf_counter()

@@ -20,7 +20,7 @@ from pipeline.training.sources import AnySplit, shuffle
 from pipeline.training.splits import Split
 
 STEPS = 3
-"""Steps that are compared; the last of them is a partial batch where the data leave one."""
+"""Steps that are compared before a study trains."""
 
 TOLERANCE = 1e-3
 """By how much, as a share, losses and metrics may differ after a few steps."""
@@ -87,11 +87,12 @@ class Reference:
         optimizer: whose steps.
         split: the fold.
         rate: learning rate of every step.
+        steps: how many steps; the last of them is a partial batch where the data leave one.
     """
 
-    def __init__(self, engine: Engine, optimizer: str, split: AnySplit, rate: float) -> None:
-        self.engine, self.spec, self.rate = engine, find_optimizer(optimizer), rate
-        self.split = probe(split, engine.batch_size) if isinstance(split, Split) else split
+    def __init__(self, engine: Engine, optimizer: str, split: AnySplit, rate: float, steps: int = STEPS) -> None:
+        self.engine, self.spec, self.rate, self.steps = engine, find_optimizer(optimizer), rate, steps
+        self.split = probe(split, engine.batch_size, steps) if isinstance(split, Split) else split
         self._kept: dict[bool, Trained] = {}
 
     def compare(self) -> Parity:
@@ -131,7 +132,7 @@ class Reference:
         if isinstance(self.split, Split):
             result = run.epoch(np.full(self.split.steps_per_epoch(engine.batch_size), self.rate))
         else:
-            result = run.steps(np.full(min(STEPS, self.split.steps), self.rate))
+            result = run.steps(np.full(min(self.steps, self.split.steps), self.rate))
         weights = [v.numpy() for v in engine.model.trainable_variables]
         measured = dict(result.metrics)
         if self._validates_stream():
@@ -168,7 +169,7 @@ class Reference:
             else:
                 engine.source.start(self.split)
                 stream: Any = engine.data
-                few = stream.train.take(min(STEPS, self.split.steps))
+                few = stream.train.take(min(self.steps, self.split.steps))
                 history = model.fit(few, verbose=0, callbacks=[recorder]).history
             metrics = {
                 name: float(np.ravel(values[-1])[0]) for name, values in history.items() if np.size(values[-1]) == 1
@@ -186,14 +187,14 @@ class Reference:
         return Trained(np.asarray(recorder.losses), metrics, [], [v.numpy() for v in model.trainable_variables])
 
 
-def probe(split: Split, batch_size: int) -> Split:
-    """Return a few whole batches of a fold and its partial one, for training and for validation."""
+def probe(split: Split, batch_size: int, steps: int = STEPS) -> Split:
+    """Return whole batches of a fold and its partial one: so many steps of training, up to three of validation."""
 
     def some(index: np.ndarray, whole: int) -> np.ndarray:
         rest = len(index) % batch_size
         return index[: min(len(index), whole * batch_size + rest)]
 
-    return Split(some(split.train, STEPS - 1), some(split.validation, 2), split.seed)
+    return Split(some(split.train, steps - 1), some(split.validation, 2), split.seed)
 
 
 def _names(engine: Engine) -> set[str]:
