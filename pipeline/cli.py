@@ -262,10 +262,21 @@ def check(
         print(f"Note: {note}.")
     sound = f"runs, with {counted(len(proof.doubts), 'doubt')}" if proof.doubts else "sound"
     print(
-        f"{study}: {sound}. {prepared.objective.train.samples} samples, {folds if folds > 1 else 'no'} folds, "
+        f"{study}: {sound}. {_samples(prepared)}, {folds if folds > 1 else 'no'} folds, "
         f"{steps if steps == most else f'{steps} to {most}'} steps per epoch, optimizing "
         f"{prepared.monitor.label} ({prepared.monitor.mode}); loss of the first batch {proof.first_loss:.4g}."
     )
+
+
+def _samples(prepared: Any) -> str:
+    """Return how many samples a study has, and what for where they are not split by lrtune."""
+    from pipeline.training.data import Data
+
+    objective, held = prepared.objective, prepared.splits[0].sizes[1]
+    if isinstance(objective.train, Data) and objective.given is None:
+        return str(objective.train.counted)
+    trained = objective.train.counted if objective.given is None else f"{objective.given} samples"
+    return f"{trained}, {held} more for validation"
 
 
 @app.command(

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipeline.errors import ObjectiveError, did_you_mean, plain_text
+from pipeline.words import cut
 
 T = TypeVar("T")
 
@@ -494,19 +495,6 @@ def _cause(text: str) -> str:
         return " ".join(lines[-1].split())
     text = text.partition("Arguments received by")[0]
     return " ".join(text.split())
-
-
-def cut(text: str, longest: int) -> str:
-    """Return a text, cut behind a sentence where it is too long, or at least between words.
-
-    >>> cut("One thing. Another thing that is long.", 20)
-    'One thing. ...'
-    """
-    if len(text) <= longest:
-        return text
-    head = text[:longest]
-    end = head.rfind(". ") + 1
-    return f"{head[:end] if end > longest // 4 else head.rpartition(' ')[0]} ..."
 
 
 def _ended(error: SystemExit, path: Path | None) -> str:

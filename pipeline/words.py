@@ -52,3 +52,16 @@ def describe_configuration(
     warm_up = f", warm-up over {100 * warmup_fraction:.3g}%" if warmup_fraction else ""
     settings = "".join(f", {name} {value:g}" for name, value in further.items() if value is not None)
     return f"{optimizer} at {learning_rate:.4g}, {end}{warm_up}{settings}"
+
+
+def cut(text: str, longest: int) -> str:
+    """Return a text, cut behind a sentence where it is too long, or at least between words.
+
+    >>> cut("One thing. Another thing that is long.", 20)
+    'One thing. ...'
+    """
+    if len(text) <= longest:
+        return text
+    head = text[:longest]
+    end = head.rfind(". ") + 1
+    return f"{head[:end] if end > longest // 4 else head.rpartition(' ')[0]} ..."

@@ -23,7 +23,8 @@ from pipeline.report.figures.mattered import landscape_info
 from pipeline.report.figures.range_tests import range_test_info
 from pipeline.report.page import render
 from pipeline.report.records import load_record, recommend
-from pipeline.report.summary import summary
+from pipeline.report.summary import _evidence, summary
+from pipeline.search.intervals import Interval
 from pipeline.search.prepare import prepare
 from pipeline.search.study import StudyRunner
 from pipeline.study_file import Study, read_study
@@ -235,3 +236,18 @@ def test_a_search_that_mostly_diverged_says_so(finished):
         assert any(f"{count} of 8 trials diverged" in doubt for doubt in found) is said
     few = [replace(t, diverged_at=(0, 3)) for t in record.trials[:3]]
     assert not any("diverged:" in doubt for doubt in doubts_of(replace(record, trials=few), recommend(record)))
+
+
+def test_two_repeats_are_no_interval(finished):
+    """A hold-out confirmed twice says so in place of bounds that look absurd; equal repeats say what was fixed."""
+    record = load_record(finished)
+    answer = recommend(record)
+    assert answer is not None
+    wide = Interval(0.08, -0.41, 0.57)
+    two = replace(answer, fold_runs=2, improvement=wide, tied_with=())
+    assert "two repeats can hardly tell anything" in two.headline
+    assert not two.tells
+    assert "interval" not in _evidence(two)
+    same = replace(answer, fold_runs=5, improvement=Interval(0.1, 0.1, 0.1), value_std=0.0)
+    assert "weights, the samples and their order" in str(same.sameness)
+    assert replace(answer, fold_runs=5, improvement=wide, value_std=0.1).sameness is None

@@ -11,6 +11,7 @@ import pytest
 import pipeline
 from pipeline.errors import ObjectiveError
 from pipeline.objective import load_objective
+from pipeline.user_code import UserCode, describe_fault
 from tests.test_objective import DATA, MODEL
 
 
@@ -249,3 +250,50 @@ def test_a_program_named_as_lrtune_is_tuned_by_workers(tmp_path, lrtune):
     ended = lrtune("tune", str(tmp_path / "pipeline.toml"), "--validation.folds", "2", "--batch_size", "5", *quick)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "pipeline" / "best.json").exists()
+
+
+def test_an_error_is_told_by_its_cause():
+    """Without TensorFlow's frames, Keras's lists of arguments, and the escapes of a terminal; cut behind a sentence."""
+    import keras
+    import tensorflow as tf
+
+    def fault(function) -> str:
+        try:
+            function()
+        except Exception as error:
+            return describe_fault(error, None)
+        raise AssertionError("no error")
+
+    gathered = fault(lambda: tf.function(lambda: tf.gather(tf.zeros([20]), tf.constant([3, 25])))())
+    assert "indices[1] = 25 is not in [0, 20)" in gathered and "{{node" not in gathered and "Detected" not in gathered
+    assert gathered.endswith("raise its input_dim, or limit the vocabulary")
+    keras_said = fault(lambda: keras.layers.Dense(2)(keras.Input((None,))))
+    assert "\x1b" not in keras_said and "Arguments received" not in keras_said
+    metric = keras.metrics.F1Score()
+    told = fault(lambda: metric.update_state(np.zeros(3), np.zeros((3, 1))))
+    assert "y.reshape(-1, 1)" in told
+    long = fault(lambda: (_ for _ in ()).throw(ValueError("First thing. " + "words " * 300)))
+    assert len(long) < 600 and not long.endswith(" word")
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--x'])", "parses command-line arguments where it is"),
+        ("raise SystemExit('no data')", "ends its process with no data (line 1): nothing that ends"),
+    ],
+)
+def test_a_program_that_ends_is_told_why(tmp_path, program, said):
+    """The commonest reason is a parser of arguments."""
+    (tmp_path / "train.py").write_text(program)
+    with pytest.raises(ObjectiveError) as error:
+        UserCode("train.py", tmp_path)
+    assert said in str(error.value)
+
+
+def test_the_backend_of_the_environment_is_named(tiny, lrtune, monkeypatch):
+    """Before anything is imported."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    done = lrtune("check", tiny)
+    assert done.returncode == 1
+    assert "KERAS_BACKEND chooses the backend of Keras and must be 'tensorflow' here, got 'jax'" in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import KnownError, require_package
+from pipeline.report.doubts import learned_nothing
 from pipeline.report.records import StudyRecord, TrialRecord, recommend
 from pipeline.storage import anchored
 
@@ -59,7 +60,7 @@ def write_runs(record: StudyRecord, uri: str) -> int:
         for trial in new:
             known[trial.number] = _write(client, experiment, record, trial)
         for number, run in known.items():
-            best = answer is not None and number == answer.trial.number
+            best = answer is not None and number == answer.trial.number and learned_nothing(record) is None
             client.set_tag(run, "lrtune.recommended", str(best).lower())
     except Exception as error:  # its stores raise errors of many libraries
         raise KnownError(

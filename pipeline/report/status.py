@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import StorageError
 from pipeline.search.space import space_size
+from pipeline.search.trial import Monitor
 from pipeline.storage import check_exists, check_layout, server_arguments, storage_errors, without_password
 from pipeline.words import FURTHER, describe_configuration, duration
 
@@ -148,7 +149,7 @@ class Status:
         ]
         if self.best is not None:
             found = f"{self.best['value']:.5g}: {self.best['configuration']} (trial {self.best['trial']})"
-            lines.append(f"  best {self.best['monitor']} {found}")
+            lines.append(f"  best {Monitor(self.best['monitor'], 'min').label} {found}")
         if self.seconds_left is not None:
             lines.append(f"  about {duration(self.seconds_left)} of trials left")
         if self.confirmed is not None:
@@ -194,7 +195,7 @@ def _describe(study: Study, tables: _Tables) -> Status:
     found = tables.best()
     if found is not None:
         trial_id, number, value = found
-        monitor = (tables.attribute("about") or {}).get("monitor", "value")
+        monitor = (tables.attribute("about") or {}).get("monitor", "val_loss")
         best = {"monitor": monitor, "value": value, "configuration": tables.configuration(trial_id), "trial": number}
     mean = tables.mean_seconds()
     confirmed, runs = None, 0

@@ -26,7 +26,7 @@ from pipeline.training.optimizers import build_optimizer
 from pipeline.training.sources import AnySplit
 from pipeline.training.splits import Split
 from pipeline.training.stream import Stream, StreamSplit
-from pipeline.user_code import cut
+from pipeline.words import cut
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,11 @@ class Data:
                 digest.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
         return digest.hexdigest()
 
+    @property
+    def counted(self) -> str:
+        """Return how many samples there are, for people."""
+        return f"{self.samples} samples"
+
     def describe(self) -> str:
         """Return a line for people: number of samples, then shape and dtype of each input and target."""
 
@@ -79,7 +84,7 @@ class Data:
 
         target = f" -> {line(self.y)}" if self.y is not None else ""
         weighted = ", weighted" if self.sample_weight is not None else ""
-        return f"{self.samples} samples, {line(self.x)}{target}{weighted}"
+        return f"{self.counted}, {line(self.x)}{target}{weighted}"
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ObjectiveError
+from pipeline.errors import ObjectiveError, plain_text
 from pipeline.training.data import Data, leaves, make_data, map_tree, map_trees
 from pipeline.training.tensorflow_import import import_tensorflow
+from pipeline.words import cut
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,15 @@ class Stream:
         form = [(str(d.element_spec), int(d.cardinality())) for d in (self.train, self.validation, self.test) if d]
         return hashlib.blake2b(repr((form, self.steps)).encode(), digest_size=8).hexdigest()
 
+    @property
+    def counted(self) -> str:
+        """Return how many samples an epoch has, as far as the batches say it."""
+        return f"{self.steps} batches of up to {self.batch_size} samples"
+
     def describe(self) -> str:
         """Return a line for people."""
         form = f", {self.first.describe().partition(', ')[2]}" if self.first else ""
-        return f"{self.steps} batches of up to {self.batch_size} samples per epoch from tf.data{form}"
+        return f"{self.counted} per epoch from tf.data{form}"
 
     def restart(self, seed: int) -> None:
         """Make the next passes shuffle as they did whenever a run of this seed began."""
@@ -249,7 +255,7 @@ def _count(tf: Any, where: str, dataset: Any) -> int:
     try:
         return int(dataset.reduce(np.int64(0), lambda n, batch: n + tf.cast(rows(batch), tf.int64)))
     except Exception as error:  # whatever the pipeline's own code raises
-        said = " ".join(str(error).split())[:300]
+        said = cut(" ".join(plain_text(str(error)).split()), 300)
         raise ObjectiveError(f"{where}: the validation dataset cannot be read: {said}.") from error
 
 
