@@ -374,11 +374,14 @@ def fit(
                 "epochs": answer.epochs,
                 "test": fitted.test,
                 "train": fitted.train,
+                "note": fitted.note,
             }
         )
         return
     for name, value in fitted.test.items():
         print(f"test {name} {value:.4g}")
+    if fitted.test and fitted.note:
+        print(f"Note: {fitted.note}")
     if not fitted.test:
         print("No test samples: load_data() returns none, so nothing was evaluated.")
     if fitted.path is None:

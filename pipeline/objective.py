@@ -77,6 +77,11 @@ class Objective:
     seeded: bool = False
     weighted: tuple[bool, bool | None] = (False, None)
 
+    @property
+    def test_weighted(self) -> bool:
+        """Return whether the test samples have weights."""
+        return self.test is not None and self.test.sample_weight is not None
+
 
 def load_objective(
     name: str,

@@ -575,3 +575,36 @@ def _data():
     from pipeline.training.data import make_data
 
     return make_data("test", X, TARGET)
+
+
+@pytest.mark.parametrize("form", ["shuffled", "endless", "weighted"])
+def test_datasets_are_compared_with_keras_too(tmp_path, form):
+    """Batches of a pipeline, a partial one at the end, shuffles tied to the study's seed."""
+
+    def data():
+        parts = (X, TARGET, np.ones(200, "float32")) if form == "weighted" else (X, TARGET)
+        train = tf.data.Dataset.from_tensor_slices(tuple(p[:150] for p in parts)).shuffle(150).batch(16)
+        return train.repeat() if form == "endless" else train, tf.data.Dataset.from_tensor_slices(
+            (X[150:], TARGET[150:])
+        ).batch(16)
+
+    keys = {"steps_per_epoch": 9} if form == "endless" else {}
+    module = ModuleType("notebook")
+    module.build_model, module.load_data = lambda: dense(layers.Dense(1, kernel_regularizer="l2")), data
+    study = study_of(
+        tmp_path / "s.toml",
+        {
+            "objective": "notebook",
+            "epochs": 2,
+            "search": {"optimizers": ("sgd", "adam")},
+            "workers": {"count": 1},
+            **keys,
+        },
+    )
+    prepared = prepare(study, Reporter(quiet=True), module)
+    proof = prove(prepared)
+    assert proof.notes == ()
+    assert len(proof.doubts) == (form == "weighted")
+    found = Reference(prepared.engine, "adam", prepared.splits[0], 1e-3).compare()
+    assert found.agrees and found.validation is not None
+    assert prepared.splits[0].sizes[1] == 50

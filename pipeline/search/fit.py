@@ -38,12 +38,14 @@ class Fitted:
         saved: what was saved, and how it is loaded.
         test: metrics on the test set by name; empty without a test set.
         train: metrics of the last epoch.
+        note: what keeps the two from being compared; empty for nothing.
     """
 
     path: Path | None
     saved: str
     test: dict[str, float]
     train: dict[str, float]
+    note: str = ""
 
 
 def fit_recommended(
@@ -111,11 +113,15 @@ def fit_recommended(
             on_epoch(epoch + 1, metrics["loss"])
     held = {name.removeprefix("val_"): value for name, value in metrics.items() if name.startswith("val_")}
     path, saved = _save(engine, engine.trained_model(split), configuration, folder)
+    weighted = objective.weighted[0] and objective.test is not None and not objective.test_weighted
     return Fitted(
         path,
         saved,
         held if tested else {},
         {name: value for name, value in metrics.items() if not name.startswith("val_")},
+        "The training samples have weights and the test samples have none: their losses measure different things."
+        if weighted
+        else "",
     )
 
 

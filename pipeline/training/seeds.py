@@ -14,8 +14,8 @@ from pipeline.training.tensorflow_import import import_tensorflow
 _set: list[int] = []
 """The last seed that lrtune has set itself."""
 
-_drawn: list[bool] = []
-"""Holds one value from the moment on that operations are watched: whether one has drawn from a seed of its own."""
+_drawn: list[int] = []
+"""Holds one value from the moment on that operations are watched: how often one has asked for a seed of its own."""
 
 
 def set_seed(seed: int) -> None:
@@ -69,9 +69,9 @@ def graphs_kept() -> Iterator[None]:
         pywrap_tfe.TFE_ContextClearCaches = clear
 
 
-def remembers() -> bool:
-    """Return whether an operation of this process has asked for a seed to keep, as `tf.random.normal` does."""
-    return bool(_drawn and _drawn[0])
+def draws() -> int:
+    """Return how often an operation of this process has asked for a seed to keep, as `tf.random.normal` does."""
+    return _drawn[0] if _drawn else 0
 
 
 @contextmanager
@@ -117,10 +117,10 @@ def _watch_operations() -> None:
     if _drawn:
         return
     get_seed = random_seed.get_seed
-    _drawn.append(False)
+    _drawn.append(0)
 
     def noticed(op_seed: Any) -> Any:
-        _drawn[0] = True
+        _drawn[0] += 1
         return get_seed(op_seed)
 
     random_seed.get_seed = noticed
