@@ -40,6 +40,7 @@ def test_a_study_whose_first_trial_is_too_long_still_answers(tmp_path, lrtune_he
     assert best["optimizer"] == "adam" and 1 <= best["epochs"] <= trained
     assert any("time was up before a trial had run through" in doubt for doubt in best["doubts"])
     assert best["improvement"] is None
+    assert "the best so far, since no trial has run through" in ended.stdout
     assert (tmp_path / "tiny_study" / "checkpoints" / "trial-0.npz").exists()
 
     pause(tmp_path, "0")

@@ -228,10 +228,10 @@ class Recommendation:
     @property
     def headline(self) -> str:
         """Say in a few words how the answer compares with the Keras default."""
+        if self.trial.state != "complete":
+            return "the best so far, since no trial has run through"
         if self.trial.baseline:
             return "the Keras default itself: nothing that was tried is better"
-        if self.improvement is None and self.trial.state not in ("complete", "pruned"):
-            return "the best so far, of trials that were cut off before any ran through"
         if self.improvement is None:
             return (
                 "the Keras default diverged" if self.baseline_value is None else "not compared with the Keras default"
