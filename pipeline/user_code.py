@@ -466,6 +466,15 @@ REMEDIES = (
         "A token number has no row in an Embedding: raise its input_dim, or limit the vocabulary",
     ),
     (
+        r"Incompatible shapes: \[\d+\] vs\. \[\d+,\d+\]|Incompatible shapes: \[\d+,\d+\] vs\. \[\d+\]",
+        "Targets and outputs differ in shape: give the model as many units as the targets have columns, or class "
+        "numbers the loss 'sparse_categorical_crossentropy'",
+    ),
+    (
+        r"No gradients provided",
+        "No gradient reaches a weight: compute the loss inside the GradientTape, by operations that have one",
+    ),
+    (
         r"Unknown variable",
         "An optimizer that is made once, at the top of the program, knows the variables of its first model alone: let "
         "self.optimizer train everything, which is the one that is searched",
@@ -489,6 +498,9 @@ REMEDIES = (
 
 def _cause(text: str) -> str:
     """Return what an error says without its frame: where Keras was, what it was called with, which node it was."""
+    text = re.sub(
+        r"\{\{function_node [^}]*\}\}\s*|, value=\[.*?(?=>)|\s*\[Op:\w+\]\s*(name:)?", "", text, flags=re.DOTALL
+    )
     before, _, _ = text.partition("[[{{node")
     if before != text and before.strip():  # TensorFlow tells the cause last, after the frames that led to it
         lines = [line.strip() for line in before.splitlines() if line.strip()]

@@ -67,7 +67,10 @@ def test_what_may_be_meant_is_a_doubt():
     returns = mismatch(Head("price", "mse", False, "relu", PROBABILITIES, np.linspace(-1, 10, 100)))
     taken = mismatch(Head("", SPARSE, True, "softmax", PROBABILITIES, CLASSES, warned=True))
     unknown = mismatch(Head("", "mine", False, "sigmoid", PROBABILITIES, 100 * SCORES))
-    for found in (outliers, returns, taken, unknown):
+    several = mismatch(Head("", "categoricalcrossentropy", False, "softmax", PROBABILITIES, SCORES > 0))
+    one = np.eye(3)[CLASSES]
+    assert mismatch(Head("", "categoricalcrossentropy", False, "softmax", PROBABILITIES, one * 0.9 + 0.1 / 3)) is None
+    for found in (outliers, returns, taken, unknown, several):
         assert found is not None
         assert not found.refused
     assert "3%" in outliers.text and "output 'price'" in returns.text and "takes the scores behind them" in taken.text
@@ -123,6 +126,9 @@ def test_copies_are_counted_exactly():
     other = labels.copy()
     other[17] = 9
     assert copies([images, other], index[:10], index[10:]) == 4
+    rows = np.zeros((6, 3))
+    rows[3:] = [[1, 2, 3]] * 3
+    assert copies([rows], np.array([0, 3]), np.array([1, 2, 4, 5])) == 2  # empty rows are no copies
     assert copies([np.array(["a", "b", "b\0", "a"])], np.array([0, 1]), np.array([2, 3])) == 2
     for kind in ("bool", "uint8", "int16", "float16", "float64"):
         rows = RANDOM.integers(0, 2, (60, 9)).astype(kind)

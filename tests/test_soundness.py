@@ -104,8 +104,55 @@ class Teacher(Supervised):
         return logs
 
 
+class Ascends(Supervised):
+    """SAM: up to where the loss is higher, and back again, which rounds."""
+
+    def train_step(self, data):
+        _, _, up = self.gradients(data)
+        norm = tf.linalg.global_norm(up)
+        for variable, gradient in zip(self.trainable_variables, up, strict=True):
+            variable.assign_add(0.05 * gradient / norm)
+        loss, _, gradients = self.gradients(data)
+        for variable, gradient in zip(self.trainable_variables, up, strict=True):
+            variable.assign_sub(0.05 * gradient / norm)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+class Accumulates(Supervised):
+    """Sums the gradients of five batches by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden.build((None, 6)), self.out.build((None, 8))
+        self.sums = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in self.trainable_variables]
+        self.count = tf.Variable(0, trainable=False)
+
+    def train_step(self, data):
+        loss, _, gradients = self.gradients(data)
+        for total, gradient in zip(self.sums, gradients, strict=True):
+            total.assign_add(gradient / 5)
+        self.count.assign_add(1)
+
+        def apply():
+            pairs = zip([tf.convert_to_tensor(s) for s in self.sums], self.trainable_variables, strict=True)
+            self.optimizer.apply_gradients(pairs)
+            for total in self.sums:
+                total.assign(tf.zeros_like(total))
+            self.count.assign(0)
+            return 0
+
+        tf.cond(self.count >= 5, apply, lambda: 0)
+        return {"loss": loss}
+
+
+SHARED_METRICS = [keras.metrics.MeanAbsoluteError(name="mae"), keras.metrics.RootMeanSquaredError(name="rmse")]
+
 SOUND = {
     "plain": lambda: dense(),
+    "metrics made once": lambda: dense(metrics=SHARED_METRICS),
+    "sharpness-aware": lambda: compiled(Ascends()),
+    "gradients summed by hand": lambda: compiled(Accumulates()),
     "constraints": lambda: dense(layers.Dense(1, kernel_constraint="max_norm")),
     "own train_step": lambda: compiled(Supervised()),
     "spectral normalization": lambda: compiled(SpectralNorm()),
@@ -608,3 +655,81 @@ def test_datasets_are_compared_with_keras_too(tmp_path, form):
     found = Reference(prepared.engine, "adam", prepared.splits[0], 1e-3).compare()
     assert found.agrees and found.validation is not None
     assert prepared.splits[0].sizes[1] == 50
+
+
+class Squeezed(layers.Layer):
+    """A layer of one's own behind the last activation."""
+
+    def call(self, x):
+        return ops.squeeze(x, -1)
+
+
+@pytest.mark.parametrize("last", [Squeezed, lambda: layers.Lambda(lambda x: x[:, 0])], ids=["own layer", "lambda"])
+def test_an_activation_behind_a_layer_of_ones_own_is_found(tmp_path, last):
+    """In the graph of the call, where the layers do not show it."""
+
+    def build() -> keras.Model:
+        parts = [keras.Input((6,)), layers.Dense(1, "sigmoid"), last()]
+        return compiled(keras.Sequential(parts))
+
+    with pytest.raises(ObjectiveError, match="ends in sigmoid and reaches from 0 to 1"):
+        prove(prepared_of(tmp_path, build, (X, 100 * TARGET[:, 0])))
+
+
+def test_metrics_that_take_scores_for_probabilities_are_a_doubt(tmp_path):
+    """With the argument that each of them needs; those that have it are left alone."""
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    wrong = ["accuracy", keras.metrics.AUC(name="auc"), keras.metrics.Precision(name="precision")]
+    (doubt,) = prove(prepared_of(tmp_path, lambda: dense(loss=loss, metrics=wrong), (X, LABELS))).doubts
+    assert "BinaryAccuracy(threshold=0.0)" in doubt and "AUC(from_logits=True)" in doubt
+    assert "Precision(thresholds=0.0)" in doubt
+    (tmp_path / "right").mkdir()
+
+    def right() -> keras.Model:
+        metrics = [keras.metrics.BinaryAccuracy(threshold=0.0), keras.metrics.AUC(from_logits=True)]
+        return dense(loss=loss, metrics=[*metrics, keras.metrics.Recall(thresholds=0.0)])
+
+    assert prove(prepared_of(tmp_path / "right", right, (X, LABELS))).doubts == ()
+
+
+def test_what_keras_shows_in_place_of_a_steps_own_value_is_a_doubt(tmp_path):
+    """A test_step that returns a loss and updates no metric: model.fit shows 0."""
+
+    class Tests(Supervised):
+        def test_step(self, data):
+            x, y = data
+            return {"loss": ops.mean(ops.square(y - self(x)))}
+
+    proof = prove(prepared_of(tmp_path, lambda: compiled(Tests())))
+    (doubt,) = proof.doubts
+    assert doubt.startswith("In val_loss model.fit shows 0, and test_step returns")
+
+
+def test_draws_without_a_seed_are_said_and_not_called_a_fault(tmp_path):
+    """keras.random without a seed, in validation too; with a generator of the layer's own all is compared."""
+
+    class Noise(layers.Layer):
+        def __init__(self, seed):
+            super().__init__()
+            self.seed = seed
+
+        def call(self, x):
+            return x + keras.random.normal(ops.shape(x), seed=self.seed)
+
+    for seeded in (False, True):
+        (tmp_path / str(seeded)).mkdir()
+
+        def build() -> keras.Model:
+            noise = Noise(keras.random.SeedGenerator(1) if seeded else None)  # noqa: B023
+            return compiled(keras.Sequential([keras.Input((6,)), noise, layers.Dense(1)]))
+
+        notes = prove(prepared_of(tmp_path / str(seeded), build)).notes
+        assert seeded == (not notes)
+        assert seeded or "give it a keras.random.SeedGenerator" in notes[0]
+
+
+def test_a_loss_with_a_logarithm_names_it(tmp_path):
+    """Poisson on outputs below zero."""
+    y = np.abs(TARGET)
+    with pytest.raises(ObjectiveError, match="'poisson' takes the logarithm of the outputs"):
+        prove(prepared_of(tmp_path, lambda: dense(loss="poisson"), (X, y)))

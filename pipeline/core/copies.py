@@ -18,6 +18,8 @@ CHUNK_BYTES = 1 << 26
 def copies(arrays: Sequence[NDArray[Any]], train: NDArray[np.integer], held: NDArray[np.integer]) -> int:
     """Return how many held-out samples have an exact copy among the training samples.
 
+    Samples whose inputs are one value throughout, such as empty rows, are no copies of each other.
+
     Args:
         arrays: inputs and targets, each of shape (samples, ...).
         train, held: indices of the two parts.
@@ -27,6 +29,8 @@ def copies(arrays: Sequence[NDArray[Any]], train: NDArray[np.integer], held: NDA
     1
     """
     codes = _codes(arrays)
+    first = arrays[0].reshape(len(arrays[0]), -1)
+    held = held[(first[held] != first[held, :1]).any(axis=1)] if first.shape[1] > 1 else held
     return int(np.isin(codes[held], codes[train]).sum())
 
 

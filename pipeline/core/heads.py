@@ -122,6 +122,16 @@ def _crossentropy(head: Head, of: str, outputs: NDArray[np.floating]) -> Mismatc
     low, high = float(outputs.min()), float(outputs.max())
     spread = f"{low:.3g} to {high:.3g} before training"
     activation = "sigmoid" if head.loss in BINARY else "softmax"
+    shares = head.targets
+    if head.loss == "categoricalcrossentropy" and shares.ndim > 1 and shares.dtype.kind in "fiub" and shares.size:
+        odd = float(np.mean(np.abs(np.asarray(shares, dtype=float).sum(axis=-1) - 1.0) > 1e-3))
+        if odd:
+            return Mismatch(
+                f"{of} is one class of several for the loss 'categorical_crossentropy', got targets of which "
+                f"{100 * odd:.3g}% do not sum to 1, as if several classes could hold at once. Use "
+                'activation="sigmoid" with the loss "binary_crossentropy" for such targets.',
+                False,
+            )
     if not head.from_logits:
         if head.ends_in in ("sigmoid", "softmax"):
             return None

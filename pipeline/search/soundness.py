@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.copies import copies
-from pipeline.core.heads import NEVER_NEGATIVE, Head, contradiction, mismatch
+from pipeline.core.heads import BINARY, NEVER_NEGATIVE, Head, contradiction, mismatch
 from pipeline.errors import ObjectiveError, plain_text
 from pipeline.objective import loss_names
 from pipeline.search.prepare import Prepared, training_failed
@@ -41,6 +41,9 @@ LOWERING_SECONDS = 2.0
 LOWERING_RATES = (1.0, 0.1, 10.0, 0.01, 1e-3, 1e-5)
 """Rates that are tried one after the other, as multiples of the optimizer's usual one, until the loss falls."""
 
+LOGARITHMIC = ("poisson", "meansquaredlogarithmicerror", "msle", "kldivergence")
+"""Losses with a logarithm of the outputs."""
+
 COPIED = 0.01
 """From this share of validation samples on, copies among the training samples are told."""
 
@@ -50,6 +53,12 @@ SEEDED = (
     "tf.data.Dataset with .shuffle(...), which shuffles anew under a seed too."
 )
 """What is said to a program that calls `keras.utils.set_random_seed` or `tf.random.set_seed`."""
+
+ROUNDED = 1e-5
+"""Weights that moved by less than this share of the largest have not been trained: SAM goes up and down again."""
+
+ACCUMULATED = 32
+"""Over so many batches a step may sum gradients before it asks the optimizer."""
 
 STEP = ("keras/src/backend/", "keras/src/optimizers/", "keras/src/losses/", "keras/src/trainers/trainer.py")
 """Where in Keras the code of a training step stands, whose warnings are shown."""
@@ -100,16 +109,21 @@ def prove(prepared: Prepared) -> Proof:
         doubts += found
         if fatal is not None:
             raise ObjectiveError(f"{where}: {fatal}")
+        doubts += _metrics_of_scores(prepared)
         doubts += _optimizer_trains(engine, optimizer, split, where)
         reference = Reference(engine, optimizer, split, OPTIMIZERS[optimizer].default_learning_rate)
         notes = _independent(engine, optimizer, split, where) or agree(prepared, reference)
+        doubts += _shown_otherwise(reference)
         doubts = [*_loss_falls(prepared, optimizer), *doubts]
     except ObjectiveError:
         raise
     except Exception as error:  # whatever the model's own code raises in a step
         raise training_failed(prepared, optimizer, error) from error
     doubts += data_doubts(prepared)
-    doubts += [f"Keras warns about the training step: {text}" for text in warned]
+    told = any("from_logits=True" in doubt for doubt in doubts)
+    doubts += [
+        f"Keras warns about the training step: {text}" for text in warned if not (told and "from_logits=True" in text)
+    ]
     return Proof(loss, tuple(doubts), tuple(notes), engine.way, reference)
 
 
@@ -159,7 +173,13 @@ def first_loss(engine: Engine, optimizer: str, split: AnySplit, where: str) -> f
     remedy = "Impute or drop these values in load_data(), or let the loss leave them out."
     result = engine.start(optimizer, split).steps([1e-6])
     if result.reason is not None:
-        other = "Check the targets and the loss, and scale the inputs to about unit size."
+        name = (loss_names(engine.whole.loss) or [""])[0] if engine.whole.loss is not None else ""
+        other = (
+            f"The loss '{name}' takes the logarithm of the outputs, which must be above 0: end the model in softplus "
+            "or exponential."
+            if name in LOGARITHMIC
+            else "Check the targets and the loss, and scale the inputs to about unit size."
+        )
         raise ObjectiveError(
             f"{where}: the first batch must have a finite loss, got {result.losses[0]:g}. "
             + (f"load_data(): {holes}. {remedy}" if holes else other)
@@ -306,6 +326,29 @@ def _heads(prepared: Prepared, warned: Sequence[str]) -> tuple[list[str], str | 
     return doubts, None
 
 
+def _metrics_of_scores(prepared: Prepared) -> list[str]:
+    """Return the doubt that metrics of a binary classifier take its raw scores for probabilities."""
+    engine = prepared.engine
+    heads = heads_of(engine, prepared.splits[0], ())
+    if len(heads) != 1 or heads[0].loss not in BINARY or not heads[0].from_logits:
+        return []
+    remedies = []
+    for metric in (m for each in engine.model.metrics for m in getattr(each, "metrics", None) or [each]):
+        kind, threshold = type(metric).__name__, getattr(metric, "threshold", getattr(metric, "_threshold", None))
+        if kind == "BinaryAccuracy" and threshold != 0:
+            remedies.append(f"{metric.name}: keras.metrics.BinaryAccuracy(threshold=0.0)")
+        elif kind == "AUC" and not getattr(metric, "_from_logits", False):
+            remedies.append(f"{metric.name}: keras.metrics.AUC(from_logits=True)")
+        elif kind in ("Precision", "Recall") and getattr(metric, "init_thresholds", None) is None:
+            remedies.append(f"{metric.name}: keras.metrics.{kind}(thresholds=0.0)")
+    if not remedies:
+        return []
+    return [
+        "The loss knows that the model's outputs are scores (from_logits=True), and metrics take them for "
+        f"probabilities at 0.5, so that their values are wrong. Compile {'; '.join(remedies)}."
+    ]
+
+
 # -- the optimizer that trains -----------------------------------------------------------------
 
 
@@ -314,7 +357,13 @@ def _weights(engine: Engine) -> list[np.ndarray]:
 
 
 def _moved(before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> list[int]:
-    return [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not np.array_equal(a, b, equal_nan=True)]
+    """Return which weights went further than adding and taking away again rounds."""
+
+    def same(a: np.ndarray, b: np.ndarray) -> bool:
+        scale = float(np.max(np.abs(a), initial=0.0))
+        return bool(np.allclose(a, b, rtol=0, atol=ROUNDED * scale, equal_nan=True))
+
+    return [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if not same(a.astype(float), b.astype(float))]
 
 
 def _count(run: Run) -> int:
@@ -345,8 +394,16 @@ def _optimizer_trains(engine: Engine, optimizer: str, split: AnySplit, where: st
     at_zero = _moved(begin, _weights(engine))
     resting = _weights(engine)
     run.steps([rate])
-    used = _count(run) > counted or (scale is not None and float(scale.numpy()) != scaled)
     trained = _moved(resting, _weights(engine))
+
+    def is_used() -> bool:
+        return _count(run) > counted or (scale is not None and float(scale.numpy()) != scaled)
+
+    for _ in range(ACCUMULATED):  # gradients may be summed over several batches
+        if is_used():
+            break
+        run.steps([rate])
+    used = is_used()
     others = _others(engine, optimizer, split, rate) if at_zero or not used else []
     named = f"; its step uses {', '.join(others)}" if others else ""
     if not used:
@@ -436,6 +493,17 @@ def agree(prepared: Prepared, reference: Reference) -> list[str]:
             )
         engine.fallback = f"{instead}, for the fastest way gave other numbers than model.fit ({worst})"
         notes.append(f"trains by {engine.fallback}")
+
+
+def _shown_otherwise(reference: Reference) -> list[str]:
+    """Return the doubt that Keras shows other numbers than the model's own steps return."""
+    shown = reference.compare().shown
+    if not shown:
+        return []
+    return [
+        f"{shown}: Keras shows its own metric of that name, which the step does not update. The "
+        "study goes by what the step returns. Update the metric in the step, or return the value under another name."
+    ]
 
 
 # -- runs, one after the other -----------------------------------------------------------------

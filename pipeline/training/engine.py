@@ -120,6 +120,8 @@ class Engine:
         plain: names of optimizers that are not.
         form: how many of the loop's faster forms are left out.
         fallback: why the engine trains in a slower way than usual, or None.
+        draws_unseeded: whether a step draws by Keras's random operations without a seed.
+        no_validation: why `test_step` cannot be run, or None.
         why_batches: why validation keeps to the batch size of the study, or None where any size gives the same.
 
     Raises:
@@ -156,6 +158,7 @@ class Engine:
         self._initial_losses: dict[tuple[int, tuple[int, int], int], Floats] = {}
         self._rate: Any = None
         self.no_validation: str | None = None
+        self.draws_unseeded = False
         with own_draws(seed):
             self.whole = self.model = self.new_model(seed)
             fixed = fixed_batch(self.model) is not None
@@ -206,7 +209,8 @@ class Engine:
             listed = ", ".join(self.train_names) or "nothing"
             names = self.train_names
             remedy = (
-                f"Set monitor to the one that its optimizer lowers: {' or '.join(names)}."
+                f'Set monitor to the one that its optimizer lowers: {" or ".join(names)}; and mode = "min", where the '
+                "name does not tell."
                 if names
                 else "Let it return a dict with 'loss'."
             )
@@ -641,6 +645,7 @@ class Engine:
         own = {id(plain(v)) for v in (*self._state(self.model), *self.model.metrics_variables, *self._extras)}
         own |= {id(plain(v)) for program in self._programs.values() for v in program.variables}
         own.add(id(plain(self._unseeded.state)))
+        self.draws_unseeded |= any(v is plain(self._unseeded.state) for v in graph.variables)
         self.builder.keep(v for v in graph.variables if id(v) not in own)
 
     def _state(self, model: Any) -> list[Any]:

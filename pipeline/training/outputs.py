@@ -12,7 +12,9 @@ PASSED_THROUGH = ("Reshape", "Flatten", "Permute", "Squeeze", "Cropping1D", "Dro
 OPERATIONS = {"Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh", "Relu": "relu", "Relu6": "relu6"}
 """Operations of a graph by the name of the activation."""
 
-SILENT = ("Identity", "Reshape", "Cast", "Squeeze", "ExpandDims", "EnsureShape", "Transpose", "StopGradient")
+SILENT = (
+    "Identity", "Reshape", "Cast", "Squeeze", "ExpandDims", "EnsureShape", "Transpose", "StopGradient", "StridedSlice",
+)  # fmt: skip
 """Operations of a graph that leave a range as it is."""
 
 LINEAR = ("MatMul", "BatchMatMulV2", "BiasAdd", "Conv2D")
@@ -28,7 +30,9 @@ def ends_in(tf: Any, keras: Any, model: Any, x: Any) -> list[str | None]:
         x: inputs of a batch, for a model whose layers do not show their order.
     """
     if type(model).__module__ in PLAIN_MODELS:
-        return [_of_layer(keras, tensor) for tensor in tf.nest.flatten(model.outputs)]
+        found = [_of_layer(keras, tensor) for tensor in tf.nest.flatten(model.outputs)]
+        if None not in found:
+            return found
     traced = tf.function(lambda inputs: model(inputs, training=False), autograph=False).get_concrete_function(x)
     return [_of_operation(tensor.op) for tensor in traced.outputs]
 

@@ -7,6 +7,7 @@ tracing; where that differs, also as a graph, as `fit` does by default.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,7 @@ class Parity:
         worst: what differs most, with both values.
         allowed: the difference that rounding explains.
         why_not: why they cannot be compared, or None.
+        shown: what `model.fit` shows in place of what a step of the model's own returns; empty for nothing.
     """
 
     training: float
@@ -71,6 +73,7 @@ class Parity:
     worst: str
     allowed: float
     why_not: str | None = None
+    shown: str = ""
 
     @property
     def agrees(self) -> bool:
@@ -95,6 +98,7 @@ class Reference:
         self.split = probe(split, engine.batch_size, steps) if isinstance(split, Split) else split
         self._kept: dict[bool, Trained] = {}
         self._draws = 0
+        self._shown = ""
 
     def compare(self) -> Parity:
         """Train a few steps by the engine as it is now, and say how far Keras is from them.
@@ -115,13 +119,17 @@ class Reference:
                 continue
             training, worst = _difference(ours, theirs)
             validation, worst_held = _validation_difference(ours, theirs)
-            found = Parity(training, validation, worst_held if (validation or 0.0) > training else worst, allowed)
+            worst = worst_held if (validation or 0.0) > training else worst
+            found = Parity(training, validation, worst, allowed, shown=self._shown)
             if found.agrees:
                 return found
         assert found is not None
         again = self._by_engine()
         if max(_difference(ours, again)[0], _validation_difference(ours, again)[0] or 0.0) > allowed / 10:
             return Parity(0.0, None, "", allowed, "two runs of the same seed differ: something in it draws at random")
+        if self.engine.draws_unseeded:
+            said = "it draws by keras.random without a seed; give it a keras.random.SeedGenerator of the model's own"
+            return Parity(0.0, None, "", allowed, said)
         if self._draws:
             return Parity(0.0, None, "", allowed, "its random operations are not Keras's, which no seed brings back")
         return found
@@ -157,11 +165,14 @@ class Reference:
 
     def _fit(self, eagerly: bool) -> Trained:
         engine, seed = self.engine, self.split.seed
-        with own_draws(seed):
+        with own_draws(seed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were heard when the engine traced the step
             model = engine.new_model(seed)
             model.run_eagerly = eagerly or model.run_eagerly
             engine.use(model, build_optimizer(self.spec, self.rate))
             recorder = _recorder(engine, model)
+            engine.model.reset_metrics()  # a metric that models share has counted what the engine trained
+            returned = _returned_by_test_step(model) if engine.own_test_step and eagerly else {}
             if isinstance(self.split, Split):
                 size = engine.batch_size
                 x, y, weight = _parts(engine, shuffle(self.split, 0))
@@ -177,6 +188,8 @@ class Reference:
             metrics = {
                 name: float(np.ravel(values[-1])[0]) for name, values in history.items() if np.size(values[-1]) == 1
             }
+            if engine.own_train_step:  # `fit` may show metrics in place of what the step returns
+                metrics |= {k: v for k, v in recorder.last.items() if k in metrics}
             metrics.pop(engine.loss_name, None)
             if isinstance(self.split, Split) and engine.test_names and self.split.sizes[1]:
                 test = model.evaluate(
@@ -187,6 +200,11 @@ class Reference:
                 test = model.evaluate(stream.validation, verbose=0, return_dict=True)
                 metrics |= {f"val_{name}": float(v) for name, v in test.items() if np.size(v) == 1}
         engine.keep_global_seed_generator()
+        for name, value in returned.items():
+            theirs = metrics.get(f"val_{name}")
+            if theirs is not None and _share(value, theirs, 0.1) > TOLERANCE:
+                self._shown = f"In val_{name} model.fit shows {theirs:.4g}, and test_step returns {value:.4g}"
+                metrics[f"val_{name}"] = value
         return Trained(np.asarray(recorder.losses), metrics, [], [v.numpy() for v in model.trainable_variables])
 
 
@@ -223,15 +241,31 @@ def _recorder(engine: Engine, model: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.losses: list[float] = []
+            self.last: dict[str, float] = {}
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             for metric in engine.trackers_of(model):
                 metric.reset_state()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.losses.append(float(np.ravel((logs or {})[engine.loss_name])[0]))
+            self.last = {k: float(np.ravel(v)[0]) for k, v in (logs or {}).items() if np.size(v) == 1}
+            self.losses.append(self.last[engine.loss_name])
 
     return Recorder()
+
+
+def _returned_by_test_step(model: Any) -> dict[str, float]:
+    """Return a dict that will hold what the last call of a model's own `test_step` returned."""
+    returned: dict[str, float] = {}
+    step = model.test_step
+
+    def noted(data: Any) -> Any:
+        logs = step(data)
+        returned.update({k: float(np.ravel(v)[0]) for k, v in logs.items() if np.size(v) == 1})
+        return logs
+
+    model.test_step = noted
+    return returned
 
 
 def _share(ours: float, theirs: float, scale: float = 0.0) -> float:
