@@ -115,7 +115,7 @@ def test_the_clothing_photos(example, photos, lrtune_here, tmp_path, monkeypatch
     ended = lrtune_here("check", study)
     assert ended.returncode == 0, ended.stderr
     assert "its fixed part (xception) ran once" in ended.stderr
-    assert "40 samples" in ended.stdout
+    assert "36 samples, 4 more for validation" in ended.stdout
     monkeypatch.setenv("CLOTHING_PHOTOS", str(tmp_path / "nowhere"))
     ended = lrtune_here("check", study)
     assert ended.returncode == 1

@@ -131,11 +131,12 @@ def test_the_test_set_is_held_out_as_the_scheme_wants_it(parametric):
 )
 def test_a_study_runs_under_every_scheme(tmp_path, lrtune_here, scheme, kwargs, runs):
     """From check to fit; every trial that ran through has as many runs as the scheme says."""
-    (tmp_path / "mine.py").write_text(PARAMETERS)
+    learnable = PARAMETERS.replace("    if form ==", '    x = np.eye(4, dtype="float32")[y]\n    if form ==', 1)
+    (tmp_path / "mine.py").write_text(learnable)
     study = tmp_path / "mine.toml"
     study.write_text(
-        f'epochs = 2\ntrials = 3\nbatch_size = 8\nlimit = 60\n[objective]\npath = "mine.py"\nkwargs = {{ {kwargs} }}\n'
-        f'[search]\noptimizers = ["sgd"]\n[validation]\nscheme = {scheme}\n'
+        f'epochs = 8\ntrials = 3\nbatch_size = 8\nlimit = 60\n[objective]\npath = "mine.py"\nkwargs = {{ {kwargs} }}\n'
+        f'[search]\noptimizers = ["sgd"]\nlearning_rate = {{ low = 0.3, high = 1.0 }}\n[validation]\nscheme = {scheme}\n'
         + ("folds = 2\n" if runs > 1 else "")
         + "[confirm]\nfinalists = 1\nrepeats = 2\n"
     )

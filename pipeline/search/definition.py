@@ -35,6 +35,9 @@ def definition_of(prepared: Prepared) -> dict[str, Any]:
     facts = {"data": objective.train.fingerprint(), "model": objective.model_digest}
     if objective.groups is not None and prepared.study.config.validation.scheme == "hold-out":
         facts["groups held out whole"] = str(len(np.unique(objective.groups)))
+    if prepared.engine.batches_matter and isinstance(objective.train, Data):
+        # Version 0.1.0 validated in large batches; values of the two ways would not compare.
+        facts["validation in batches of"] = str(prepared.engine.batch_size)
     return {**prepared.study.definition(), **facts}
 
 

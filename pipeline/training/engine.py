@@ -120,6 +120,7 @@ class Engine:
         plain: names of optimizers that are not.
         form: how many of the loop's faster forms are left out.
         fallback: why the engine trains in a slower way than usual, or None.
+        batches_matter: whether the model itself is such that the size of validation batches may matter.
         draws_unseeded: whether a step draws by Keras's random operations without a seed.
         no_validation: why `test_step` cannot be run, or None.
         why_batches: why validation keeps to the batch size of the study, or None where any size gives the same.
@@ -173,6 +174,7 @@ class Engine:
         self.builder.look(self.model)
         self._cut_frozen(seed)
         self.why_batches = why_batches_matter(self.keras, self.model)
+        self.batches_matter = self.why_batches is not None
         if isinstance(self.source, ArraySource):
             self.source.any_batch = self.why_batches is None
         self._make_loop()

@@ -195,10 +195,10 @@ class Reference:
                 test = model.evaluate(
                     held[0], held[1], sample_weight=held[2], batch_size=size, verbose=0, return_dict=True
                 )
-                metrics |= {f"val_{name}": float(v) for name, v in test.items() if np.size(v) == 1}
+                metrics |= {f"val_{name}": float(np.ravel(v)[0]) for name, v in test.items() if np.size(v) == 1}
             elif self._validates_stream():
                 test = model.evaluate(stream.validation, verbose=0, return_dict=True)
-                metrics |= {f"val_{name}": float(v) for name, v in test.items() if np.size(v) == 1}
+                metrics |= {f"val_{name}": float(np.ravel(v)[0]) for name, v in test.items() if np.size(v) == 1}
         engine.keep_global_seed_generator()
         for name, value in returned.items():
             theirs = metrics.get(f"val_{name}")
