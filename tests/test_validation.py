@@ -136,7 +136,8 @@ def test_a_study_runs_under_every_scheme(tmp_path, lrtune_here, scheme, kwargs, 
     study = tmp_path / "mine.toml"
     study.write_text(
         f'epochs = 8\ntrials = 3\nbatch_size = 8\nlimit = 60\n[objective]\npath = "mine.py"\nkwargs = {{ {kwargs} }}\n'
-        f'[search]\noptimizers = ["sgd"]\nlearning_rate = {{ low = 0.3, high = 1.0 }}\n[validation]\nscheme = {scheme}\n'
+        '[search]\noptimizers = ["sgd"]\nlearning_rate = { low = 0.3, high = 1.0 }\n'
+        f"[validation]\nscheme = {scheme}\n"
         + ("folds = 2\n" if runs > 1 else "")
         + "[confirm]\nfinalists = 1\nrepeats = 2\n"
     )
