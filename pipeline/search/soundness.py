@@ -44,6 +44,9 @@ LOWERING_RATES = (1.0, 0.1, 10.0, 0.01, 1e-3, 1e-5)
 LOGARITHMIC = ("poisson", "meansquaredlogarithmicerror", "msle", "kldivergence")
 """Losses with a logarithm of the outputs."""
 
+MOST_TARGETS = 1 << 23
+"""About so many values of the targets are looked at."""
+
 COPIED = 0.01
 """From this share of validation samples on, copies among the training samples are told."""
 
@@ -286,8 +289,9 @@ def _first_batch(engine: Engine, split: AnySplit) -> tuple[Any, Any]:
 
 
 def _all_targets(data: Any, y: Any) -> list[np.ndarray]:
+    """Return the targets of all samples, evenly spaced ones where they are very many; of a dataset, one batch's."""
     if isinstance(data, Data):
-        return [np.asarray(leaf) for _, leaf in leaves(data.y)]
+        return [np.asarray(leaf[:: 1 + leaf.size // MOST_TARGETS]) for _, leaf in leaves(data.y)]
     return [np.asarray(leaf.numpy()) for _, leaf in leaves(_as_tree(y))]
 
 

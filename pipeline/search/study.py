@@ -115,6 +115,8 @@ class StudyRunner:
             decision = self._choose_engine(existing)
             if self.prepared.engine.xla:
                 proof = self._agreed(proof, agree(self.prepared, proof.reference))
+            proven = proof.as_dict()
+            del proof  # it holds copies of the weights
             decision = self.prepared.engine.fallback or decision
             if self._searches_rates():
                 tests = range_tests(self.prepared, self.reporter, self.deadline)
@@ -126,7 +128,7 @@ class StudyRunner:
             # Only now: a study that cannot begin must not cost the one that is there.
             if existing is not None and fresh:
                 self._delete(existing)
-            study = self._create(tests, decision, proof)
+            study = self._create(tests, decision, proven)
         else:
             check_same(self.prepared, self.reporter, existing)
             study = existing
@@ -324,7 +326,7 @@ class StudyRunner:
         self.reporter.stage("engine", decision)
         return decision
 
-    def _create(self, tests: dict[str, RangeTest], decision: str, proof: Proof) -> SeenStudy:
+    def _create(self, tests: dict[str, RangeTest], decision: str, proof: dict[str, Any]) -> SeenStudy:
         storage = self._open()
         prepared = self.prepared
         with storage_errors(self.url):
@@ -344,7 +346,7 @@ class StudyRunner:
             study.set_user_attr("about", about(self.prepared))
             study.set_user_attr("range_test", {name: test.as_record() for name, test in tests.items()})
             study.set_user_attr("engine", decision)
-            study.set_user_attr("proof", proof.as_dict())
+            study.set_user_attr("proof", proof)
             study.set_user_attr("xla", prepared.engine.xla)
             study.set_user_attr("plain", sorted(prepared.engine.plain))
             study.set_user_attr("metric", prepared.monitor.name)
