@@ -279,7 +279,7 @@ def test_weights_that_depend_on_what_ran_before_are_refused(tmp_path):
 
 
 def test_randomness_that_keras_does_not_seed_is_said(tmp_path):
-    """Then nothing can be compared, and nothing is refused."""
+    """Then nothing can be compared, and nothing is refused: a note for tf.random, a doubt for what cannot be told."""
 
     class Noisy(Supervised):
         def call(self, x):
@@ -288,8 +288,17 @@ def test_randomness_that_keras_does_not_seed_is_said(tmp_path):
             )
             return super().call(x) + 0.01 * tf.ensure_shape(noise, [8])[:1]
 
-    proof = prove(prepared_of(tmp_path, lambda: compiled(Noisy())))
-    assert any("cannot be compared" in note for note in proof.notes)
+    (doubt,) = prove(prepared_of(tmp_path, lambda: compiled(Noisy()))).doubts
+    assert doubt.startswith("Two runs of the same seed differ")
+
+    class Drawn(Supervised):
+        def call(self, x):
+            return super().call(x) + 0.1 * tf.random.normal([1])
+
+    (tmp_path / "tf").mkdir()
+    proof = prove(prepared_of(tmp_path / "tf", lambda: compiled(Drawn())))
+    assert proof.doubts == ()
+    assert "since a step draws by tf.random" in proof.notes[0]
 
 
 # -- the optimizer that trains -----------------------------------------------------------------

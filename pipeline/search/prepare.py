@@ -5,7 +5,9 @@ Nothing here writes; every mistake that would keep a study from running is found
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -308,14 +310,26 @@ def range_tests(prepared: Prepared, reporter: Reporter, deadline: Deadline | Non
         except Exception as error:  # the first step of training: whatever the model's code raises
             raise training_failed(prepared, optimizer, error) from error
 
+    def fits(optimizer: str) -> bool:
+        """Return whether a ramp ends within its share of the study's time, by the seconds that a step takes."""
+        if deadline is None or not math.isfinite(deadline.until):
+            return True
+        left = deadline.left - (1 - RANGE_TEST_SHARE) * deadline.seconds
+        if left <= 0:
+            return False
+        began = time.perf_counter()
+        prepared.engine.start(optimizer, prepared.splits[0]).steps([settings.low])  # traces
+        between = time.perf_counter()
+        prepared.engine.start(optimizer, prepared.splits[0]).steps([settings.low])
+        step, traced = time.perf_counter() - between, between - began
+        return step * settings.length(steps_per_epoch) + traced < left
+
     with reporter.bar("range test", len(prepared.study.config.search.optimizers)) as bar:
         for optimizer in prepared.study.config.search.optimizers:
-            if found and deadline is not None and deadline.passed((1 - RANGE_TEST_SHARE) * deadline.seconds):
-                found[optimizer] = analyse_ramp(optimizer, [], [])
-                continue
-            found[optimizer] = once(optimizer)
+            found[optimizer] = once(optimizer) if fits(optimizer) else analyse_ramp(optimizer, [], [])
             bar.update(len(found), optimizer)
-        for pair in odd_pairs({name: test.suggested for name, test in found.items()}):
+        timed = deadline is not None and math.isfinite(deadline.until)
+        for pair in () if timed else odd_pairs({name: test.suggested for name, test in found.items()}):
             again = {name: once(name, 2) for name in pair}
             if not odd_pairs({name: test.suggested for name, test in again.items()}):
                 found |= again

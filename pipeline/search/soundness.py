@@ -29,6 +29,7 @@ from pipeline.training.engine import Engine, Run
 from pipeline.training.optimizers import OPTIMIZERS
 from pipeline.training.outputs import ends_in
 from pipeline.training.parity import Reference
+from pipeline.training.seeds import draws
 from pipeline.training.sources import AnySplit
 from pipeline.training.splits import Split
 
@@ -115,7 +116,9 @@ def prove(prepared: Prepared) -> Proof:
         doubts += _metrics_of_scores(prepared)
         doubts += _optimizer_trains(engine, optimizer, split, where)
         reference = Reference(engine, optimizer, split, OPTIMIZERS[optimizer].default_learning_rate)
-        notes = _independent(engine, optimizer, split, where) or agree(prepared, reference)
+        notes, differing = _independent(engine, optimizer, split, where)
+        notes = notes if notes or differing else agree(prepared, reference)
+        doubts += differing
         doubts += _shown_otherwise(reference)
         doubts = [*_loss_falls(prepared, optimizer), *doubts]
     except ObjectiveError:
@@ -513,8 +516,8 @@ def _shown_otherwise(reference: Reference) -> list[str]:
 # -- runs, one after the other -----------------------------------------------------------------
 
 
-def _independent(engine: Engine, optimizer: str, split: AnySplit, where: str) -> list[str]:
-    """Return a note where runs cannot be compared.
+def _independent(engine: Engine, optimizer: str, split: AnySplit, where: str) -> tuple[list[str], list[str]]:
+    """Return a note where runs differ by known random numbers, and a doubt where they differ by something else.
 
     Raises:
         ObjectiveError: when a run depends on what ran before it.
@@ -524,6 +527,7 @@ def _independent(engine: Engine, optimizer: str, split: AnySplit, where: str) ->
     def losses() -> np.ndarray:
         return engine.start(optimizer, split).steps(np.full(2, rate)).losses
 
+    before = draws()
     first = losses()
     drawn = engine.drawn_anew(split.seed)
     second = losses()
@@ -534,11 +538,15 @@ def _independent(engine: Engine, optimizer: str, split: AnySplit, where: str) ->
             "weights by Keras's initializers."
         )
     if np.allclose(first, second, rtol=SAME, atol=1e-7, equal_nan=True):
-        return []
-    return [
-        f"the engine cannot be compared with model.fit here: two runs of the same seed differ ({first[-1]:.6g}, then "
-        f"{second[-1]:.6g}), since a training step draws random numbers that Keras does not seed, or Python code in it "
-        "remembers earlier steps"
+        return [], []
+    differ = f"two runs of the same seed differ ({first[-1]:.6g}, then {second[-1]:.6g})"
+    if draws() > before or engine.draws_by_tensorflow:
+        said = f"the engine cannot be compared with model.fit here: {differ}, since a step draws by tf.random"
+        return [said], []
+    return [], [
+        f"{differ[0].upper()}{differ[1:]}: Python code in the training step draws random numbers of its own, or "
+        "remembers earlier steps, so that trials are not independent of one another. Draw by keras.random with a "
+        "SeedGenerator, and keep state in variables that build_model() makes."
     ]
 
 

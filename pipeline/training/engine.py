@@ -36,7 +36,7 @@ from pipeline.training.evaluation import why_batches_matter
 from pipeline.training.frozen import PLAIN_MODELS, Cut, bytes_per_sample, cut, is_steady, on_features, run_body
 from pipeline.training.loop import Loop, TracedEpoch, scalars
 from pipeline.training.optimizers import OptimizerSpec, build_optimizer, find_optimizer
-from pipeline.training.seeds import graphs_kept, own_draws, set_seed
+from pipeline.training.seeds import draws, graphs_kept, own_draws, set_seed
 from pipeline.training.sources import AnySplit, ArraySource, Cursor, Source, make_source
 from pipeline.training.stream import Stream
 from pipeline.training.tensorflow_import import import_tensorflow
@@ -160,6 +160,7 @@ class Engine:
         self._rate: Any = None
         self.no_validation: str | None = None
         self.draws_unseeded = False
+        self._draws = draws()
         with own_draws(seed):
             self.whole = self.model = self.new_model(seed)
             fixed = fixed_batch(self.model) is not None
@@ -305,6 +306,11 @@ class Engine:
     def own_test_step(self) -> bool:
         """Return whether the model's class brings its own validation step."""
         return self._own_test_step
+
+    @property
+    def draws_by_tensorflow(self) -> bool:
+        """Return whether operations have asked for seeds to keep since the first model was built."""
+        return draws() > self._draws
 
     def drawn_anew(self, seed: int) -> str | None:
         """Draw the initial weights of a seed once more; return the name of one that came out otherwise, or None."""

@@ -199,6 +199,8 @@ class Reference:
             elif self._validates_stream():
                 test = model.evaluate(stream.validation, verbose=0, return_dict=True)
                 metrics |= {f"val_{name}": float(np.ravel(v)[0]) for name, v in test.items() if np.size(v) == 1}
+            elif not isinstance(self.split, Split) and engine.test_names:
+                model.evaluate(stream.validation.take(1), verbose=0)  # too many to compare: one batch is tried
         engine.keep_global_seed_generator()
         for name, value in returned.items():
             theirs = metrics.get(f"val_{name}")
