@@ -161,11 +161,6 @@ def fixed_batch(model: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def has_ragged_or_sparse_inputs(model: Any) -> bool:
-    """Return whether a model's inputs are declared ragged or sparse."""
-    return any(getattr(t, "sparse", False) or getattr(t, "ragged", False) for t in getattr(model, "inputs", None) or ())
-
-
 def uses(graph: Any, tensor: Any, variables: Iterable[Any]) -> list[Any]:
     """Return which of some variables a tensor of a graph is computed from.
 
